@@ -1,0 +1,56 @@
+//! `ratelimitd serve`: starts the log, binds the server, and runs it until SIGINT, SIGTERM or SIGHUP.
+
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::Level;
+
+use crate::server::{Server, ServerError};
+use crate::settings::{LogFormat, LogLevel, ServeArgs, SettingsError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("the control runtime can't be started: {0}")]
+    Runtime(#[from] io::Error),
+}
+
+pub fn run(args: ServeArgs) -> Result<(), ServeError> {
+    let (level, format) = args.log();
+    start_log(level, format);
+    let settings = args.settle(|name| std::env::var(name).ok())?;
+    // The control runtime: accepting, metrics, sweeps. Requests have runtimes of their own.
+    let control = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
+    control.block_on(async {
+        let mut stop = Vec::new();
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            stop.push(signal(kind)?);
+        }
+        let shutdown = async move {
+            std::future::poll_fn(|cx| {
+                let any = stop.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+                if any { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            })
+            .await;
+        };
+        Ok(Server::bind(settings).await?.run(shutdown).await?)
+    })
+}
+
+fn start_log(level: LogLevel, format: LogFormat) {
+    let level = match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    };
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

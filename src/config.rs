@@ -1,0 +1,404 @@
+//! The rules files' door: paths to [`Rules`], or every problem of every file with its line and column. This file knows
+//! folders, files, domains across files, and how a problem reads; `config::yaml` knows the format and `config::language` what may be
+//! written in it. Nothing of a file leaves here but validated rules.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::rules::Rules;
+
+mod language;
+mod yaml;
+
+/// A file larger than this is not read: it is no rules file, and its tree would cost many times its size.
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// How deep folders of rules may lie in each other.
+pub const MAX_FOLDER_DEPTH: usize = 32;
+
+/// Rules that loaded, and what to tell about them.
+pub struct Loaded {
+    pub rules: Rules,
+    /// What loaded but is ignored or probably not meant, sorted as [`Problems`].
+    pub warnings: Vec<Problem>,
+    pub files: usize,
+    /// 12 hex digits that stay the same as long as the files' names and contents do, wherever the folder lies.
+    pub hash: String,
+}
+
+/// One thing to mend in one file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub file: PathBuf,
+    /// From 1; 0 where the problem is the file itself.
+    pub line: usize,
+    /// In characters, from 1; 0 where the problem is the file itself.
+    pub column: usize,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// All problems of all files, at least one, sorted by file, line and column.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", lines(.0))]
+pub struct Problems(Vec<Problem>);
+
+/// Reads every rules file of `paths`, files or folders. A folder means every file in it at any depth, in sorted order, but
+/// dot-files and dot-folders; links to files are followed, links to folders are not (but in `paths` themselves), so that a
+/// Kubernetes ConfigMap, whose files are links into `..data`, loads as it is mounted. A folder without files is a warning.
+///
+/// # Errors
+/// Every problem of every file, a missing or unreadable one included.
+pub fn load(paths: &[PathBuf]) -> Result<Loaded, Problems> {
+    let mut found = Found::default();
+    for path in paths {
+        found.path(path);
+    }
+    compile(found.sources, found.problems, found.warnings)
+}
+
+/// The same from texts in memory, each with the name to call it in problems.
+///
+/// # Errors
+/// Every problem of every text.
+pub fn parse(files: &[(PathBuf, String)]) -> Result<Loaded, Problems> {
+    let source = |(file, text): &(PathBuf, String)| Source { name: file.clone(), file: file.clone(), text: text.clone() };
+    compile(files.iter().map(source).collect(), Vec::new(), Vec::new())
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if self.line > 0 {
+            write!(f, "{}:{}:", self.line, self.column)?;
+        }
+        write!(f, " {}", self.message)
+    }
+}
+
+impl Problems {
+    pub fn as_slice(&self) -> &[Problem] {
+        &self.0
+    }
+}
+
+/// A file's text, where it is, and its name below the path that it was found in.
+struct Source {
+    file: PathBuf,
+    name: PathBuf,
+    text: String,
+}
+
+/// What is said about one file while it is read.
+struct Report<'f> {
+    file: &'f Path,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+impl Report<'_> {
+    fn problem(&mut self, place: yaml::Place, message: impl Into<String>) {
+        self.problems.push(self.at(place, message.into()));
+    }
+
+    fn warning(&mut self, place: yaml::Place, message: impl Into<String>) {
+        self.warnings.push(self.at(place, message.into()));
+    }
+
+    fn at(&self, place: yaml::Place, message: String) -> Problem {
+        Problem { file: self.file.to_owned(), line: place.line, column: place.column, message }
+    }
+}
+
+fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<Problem>) -> Result<Loaded, Problems> {
+    let mut domains = Vec::new();
+    let mut homes: HashMap<String, (&Path, usize)> = HashMap::new();
+    for Source { file, text, .. } in &sources {
+        let mut report = Report { file, problems: Vec::new(), warnings: Vec::new() };
+        if let Some((spec, place)) = yaml::read(text, &mut report).and_then(|root| language::domain(&root, &mut report)) {
+            if let Some((first, line)) = homes.get(&spec.name) {
+                let (name, first) = (&spec.name, first.display());
+                let what = format!("the domain `{name}` is already at {first}:{line}: put all its rules into one file");
+                report.problem(place, what);
+            } else {
+                homes.insert(spec.name.clone(), (file.as_path(), place.line));
+                domains.push(spec);
+            }
+        }
+        problems.append(&mut report.problems);
+        warnings.append(&mut report.warnings);
+    }
+    // What an anchor holds is read once for each alias, and says the same thing each time.
+    for said in [&mut problems, &mut warnings] {
+        said.sort();
+        said.dedup();
+    }
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    let hash = hash(&sources);
+    let rules = Rules::new(domains).map_err(|error| Problems(vec![unplaced(Path::new("rules"), error)]))?;
+    Ok(Loaded { rules, warnings, files: sources.len(), hash })
+}
+
+fn unplaced(file: &Path, message: impl fmt::Display) -> Problem {
+    Problem { file: file.to_owned(), line: 0, column: 0, message: message.to_string() }
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Lengths stand before names and contents, so that no two sets of files hash alike by running into each other.
+fn hash(sources: &[Source]) -> String {
+    let mut hasher = Sha256::new();
+    for source in sources {
+        for part in [source.name.as_os_str().as_encoded_bytes(), source.text.as_bytes()] {
+            hasher.update((part.len() as u64).to_be_bytes());
+            hasher.update(part);
+        }
+    }
+    hasher.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the paths hold, as it is found.
+#[derive(Default)]
+struct Found {
+    sources: Vec<Source>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+impl Found {
+    fn path(&mut self, path: &Path) {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => {
+                let before = self.sources.len() + self.problems.len();
+                self.folder(path, path, 0);
+                if self.sources.len() + self.problems.len() == before {
+                    self.warnings.push(unplaced(path, "no file in this folder: put a rules file there, or nothing is limited"));
+                }
+            }
+            Ok(_) => self.file(path, Path::new(path.file_name().unwrap_or_default())),
+            Err(error) => self.problems.push(unplaced(path, error)),
+        }
+    }
+
+    fn folder(&mut self, root: &Path, folder: &Path, depth: usize) {
+        if depth > MAX_FOLDER_DEPTH {
+            let what = format!("folders lie more than {MAX_FOLDER_DEPTH} deep in each other: move the rules up");
+            return self.problems.push(unplaced(folder, what));
+        }
+        let entries = fs::read_dir(folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        let mut entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => return self.problems.push(unplaced(folder, error)),
+        };
+        entries.retain(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for path in entries.iter().map(fs::DirEntry::path) {
+            match fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() && path.is_symlink() => {
+                    self.warnings.push(unplaced(&path, "a link to a folder is not followed: name the folder itself as a path of rules"));
+                }
+                Ok(meta) if meta.is_dir() => self.folder(root, &path, depth + 1),
+                Ok(_) => self.file(&path, path.strip_prefix(root).unwrap_or(&path)),
+                Err(error) => self.problems.push(unplaced(&path, error)),
+            }
+        }
+    }
+
+    fn file(&mut self, file: &Path, name: &Path) {
+        match read(file) {
+            Ok(text) => self.sources.push(Source { file: file.to_owned(), name: name.to_owned(), text }),
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<String, Problem> {
+    // A pipe or a device would be waited for, or never end.
+    let meta = fs::metadata(file).map_err(|error| unplaced(file, error))?;
+    if !meta.is_file() {
+        return Err(unplaced(file, "not a regular file: name a rules file or a folder of them"));
+    }
+    if meta.len() > MAX_FILE_BYTES {
+        return Err(unplaced(file, format!("larger than {} MiB: no rules file is", MAX_FILE_BYTES >> 20)));
+    }
+    let bytes = fs::read(file).map_err(|error| unplaced(file, error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+        let (line, column) = (good.matches('\n').count() + 1, good.chars().rev().take_while(|c| *c != '\n').count() + 1);
+        let message = "a byte here is not UTF-8: save the file as UTF-8".to_owned();
+        Problem { file: file.to_owned(), line, column, message }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixtures(kind: &str) -> Vec<PathBuf> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/rules").join(kind);
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "json"));
+        files.sort();
+        assert!(!files.is_empty());
+        files
+    }
+
+    /// What is said of a fixture, without the folder it lies in.
+    fn said(problems: &[Problem], file: &Path) -> String {
+        let folder = format!("{}/", file.parent().unwrap().display());
+        problems.iter().map(|problem| problem.to_string().replace(&folder, "") + "\n").collect()
+    }
+
+    fn expected(file: &Path, extension: &str) -> String {
+        fs::read_to_string(file.with_extension(extension)).unwrap_or_default()
+    }
+
+    fn texts(files: &[(&str, &str)]) -> Vec<(PathBuf, String)> {
+        files.iter().map(|(name, text)| (name.into(), (*text).to_owned())).collect()
+    }
+
+    fn refused(files: &[(&str, &str)]) -> String {
+        parse(&texts(files)).err().unwrap().to_string()
+    }
+
+    /// A folder of its own for one test, empty at its start.
+    fn folder(test: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("config-{test}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn every_invalid_fixture_is_refused_with_exactly_the_expected_problems() {
+        for file in fixtures("invalid") {
+            let problems = load(std::slice::from_ref(&file)).err().unwrap_or_else(|| panic!("{} loaded", file.display()));
+            assert_eq!(said(problems.as_slice(), &file), expected(&file, "expected"), "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn every_valid_fixture_loads_with_exactly_the_expected_warnings() {
+        for file in fixtures("valid") {
+            let loaded = load(std::slice::from_ref(&file)).unwrap_or_else(|problems| panic!("{problems}"));
+            assert_eq!(said(&loaded.warnings, &file), expected(&file, "expected-warnings"), "{}", file.display());
+        }
+    }
+
+    #[test]
+    fn all_valid_fixtures_load_together_from_their_folder() {
+        let files = fixtures("valid");
+        let loaded = load(&files).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!((loaded.files, loaded.rules.counts().0), (files.len(), files.len()));
+    }
+
+    #[test]
+    fn the_sample_rules_load_without_a_word() {
+        let loaded = load(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("config")]).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(loaded.warnings, []);
+    }
+
+    #[test]
+    fn problems_of_all_files_are_told_at_once_and_in_order() {
+        let files = [("b.yaml", "domain: b\nx: 1\nfoo: 2\n"), ("a.yaml", "descriptors: 5\n"), ("c.yaml", "domain: [\n")];
+        let told = refused(&files);
+        let places: Vec<_> = told.lines().map(|line| line.split(": ").next().unwrap()).collect();
+        assert_eq!(places, ["a.yaml:1:1", "a.yaml:1:14", "b.yaml:2:1", "b.yaml:3:1", "c.yaml:2:1"], "{told}");
+    }
+
+    #[test]
+    fn a_domain_in_two_files_names_the_first() {
+        assert_eq!(
+            refused(&[("a.yaml", "# a\ndomain: x\n"), ("b.yaml", "domain: x\n")]),
+            "b.yaml:1:9: the domain `x` is already at a.yaml:2: put all its rules into one file"
+        );
+    }
+
+    #[test]
+    fn a_missing_path_and_a_byte_that_is_not_utf8_are_problems() {
+        let folder = folder("unreadable");
+        fs::write(folder.join("latin1.yaml"), b"domain: x\n# caf\xe9\n").unwrap();
+        let told = load(&[folder.join("none"), folder.clone()]).err().unwrap().to_string();
+        let lines: Vec<_> = told.lines().collect();
+        assert!(lines[0].ends_with("latin1.yaml:2:6: a byte here is not UTF-8: save the file as UTF-8"), "{told}");
+        assert!(lines[1].contains("none: No such file"), "{told}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_folder_without_files_loads_empty_with_a_warning() {
+        let folder = folder("empty");
+        let loaded = load(std::slice::from_ref(&folder)).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!((loaded.files, loaded.rules.counts(), loaded.warnings.len()), (0, (0, 0), 1));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_config_map_mount_loads_each_file_once() {
+        let folder = folder("mount");
+        fs::create_dir_all(folder.join("..2026/")).unwrap();
+        fs::create_dir_all(folder.join("deep/er")).unwrap();
+        fs::write(folder.join("..2026/a.yaml"), "domain: a").unwrap();
+        fs::write(folder.join("deep/er/no-extension"), "domain: b").unwrap();
+        fs::write(folder.join(".hidden"), "no rules").unwrap();
+        std::os::unix::fs::symlink("..2026", folder.join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/a.yaml", folder.join("a.yaml")).unwrap();
+        std::os::unix::fs::symlink("deep", folder.join("linked")).unwrap();
+        let loaded = load(std::slice::from_ref(&folder)).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!((loaded.files, loaded.rules.counts().0), (2, 2));
+        let told = lines(&loaded.warnings);
+        assert!(told.contains("linked: a link to a folder is not followed") && loaded.warnings.len() == 1, "{told}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn the_hash_follows_names_and_contents_and_not_the_folder() {
+        let hash = |folder: &Path, name: &str, text: &str| {
+            fs::write(folder.join(name), text).unwrap();
+            let hash = load(&[folder.to_owned()]).unwrap_or_else(|problems| panic!("{problems}")).hash;
+            fs::remove_file(folder.join(name)).unwrap();
+            hash
+        };
+        let (one, two) = (folder("hash-one"), folder("hash-two"));
+        let first = hash(&one, "a", "domain: a");
+        assert!(first.len() == 12 && first.bytes().all(|byte| byte.is_ascii_hexdigit()), "{first}");
+        assert_eq!(first, hash(&two, "a", "domain: a"));
+        assert_ne!(first, hash(&one, "b", "domain: a"));
+        assert_ne!(first, hash(&one, "a", "domain: b"));
+        fs::remove_dir_all(one).unwrap();
+        fs::remove_dir_all(two).unwrap();
+    }
+
+    #[test]
+    fn no_mutation_of_a_fixture_panics() {
+        const PIECES: [&str; 16] =
+            ["\n", " ", "\t", ":", "- ", "[", "{", "}", "*a", "&a ", "<<: ", "\"", "|\n", "---\n", "!!str ", "\u{feff}é"];
+        let mut state: u64 = 1;
+        let mut random = move |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).unwrap() % below
+        };
+        for file in fixtures("valid").into_iter().chain(fixtures("invalid")) {
+            let Ok(original) = fs::read_to_string(&file) else { continue };
+            for _ in 0..200 {
+                let mut text: Vec<char> = original.chars().collect();
+                for _ in 0..=random(4) {
+                    let (from, piece) = (random(text.len() + 1), PIECES[random(PIECES.len())]);
+                    let to = (from + random(6)).min(text.len());
+                    text.splice(from..to, piece.chars());
+                }
+                let text: String = text.into_iter().collect();
+                let _ = parse(&[(file.clone(), text)]);
+            }
+        }
+    }
+}

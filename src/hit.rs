@@ -1,0 +1,205 @@
+//! The two sides of a store's one call: a [`Hit`] is one thing to count on one [`Counter`], a [`Tally`] is what the
+//! store says of it, and a [`Verdict`] is a whole request's. Plain data between `rules` (which makes hits), `store`
+//! (which judges and records them) and `limiter` (which makes a decision of the tallies).
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::limit::{Algorithm, Cost, Limit, Window};
+
+/// What hits add up in. The limit is no part of it: a changed limit judges the hits already recorded, a changed window
+/// or algorithm starts anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counter<'a> {
+    pub domain: &'a str,
+    pub client: Client<'a>,
+    pub action: Action<'a>,
+    pub algorithm: Algorithm,
+    pub window: Window,
+}
+
+/// Who is counted: the ordered list of values that the rule left open. The empty list is not the list of one empty value.
+pub type Client<'a> = SmallVec<[&'a str; 4]>;
+
+/// What is counted, as text: a rule's own path of keys and fixed values (`path=/export|client`), or a name. Keys,
+/// values and names are escaped in it, so that two different paths never read alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Action<'a>(Cow<'a, str>);
+
+/// One thing to count. A request's hits are a slice of these, all hits of one descriptor side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit<'a> {
+    /// The index, in the request, of the descriptor that it belongs to.
+    pub descriptor: usize,
+    pub kind: Kind,
+    pub counter: Counter<'a>,
+    pub limit: Limit,
+    pub cost: Cost,
+    /// The hit is recorded although it, or its request, is denied.
+    pub count_denied: bool,
+}
+
+/// What a descriptor that is over its limit does to the request. The same for all hits of a descriptor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// It denies the request.
+    #[default]
+    Enforce,
+    /// Nothing: it is counted and measured only.
+    Shadow,
+    /// It denies the request if every quota descriptor of the request is over.
+    Quota,
+    /// A quota descriptor that counts as one that fits.
+    QuotaShadow,
+}
+
+/// What the store says of one hit, once its request was decided: all numbers are those after the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// It did not fit.
+    pub over: bool,
+    /// What is left of the limit, never below 0.
+    pub remaining: u64,
+    /// When within: until the oldest counted entry leaves, 0 if there is none. When over: until this cost fits, if
+    /// nobody else takes it; the window where it never can.
+    pub reset: Duration,
+}
+
+/// What the store says of one request: whether it is admitted, and one tally for each hit, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub admitted: bool,
+    pub tallies: Tallies,
+}
+
+pub type Tallies = SmallVec<[Tally; 2]>;
+
+impl<'a> Action<'a> {
+    /// The action of that name.
+    pub fn named(name: &'a str) -> Self {
+        let mut text = Cow::Borrowed(name);
+        if name.contains(SPECIAL) {
+            let mut escaped = String::with_capacity(name.len() + 8);
+            escape(name, &mut escaped);
+            text = Cow::Owned(escaped);
+        }
+        Self(text)
+    }
+
+    /// The action of a rule at the end of this path: a key each, and its value where the rule fixes one (a wildcard
+    /// as written).
+    pub fn of_path<'p>(path: impl IntoIterator<Item = (&'p str, Option<&'p str>)>) -> Action<'static> {
+        let mut text = String::new();
+        write_path(path, &mut text);
+        Action(Cow::Owned(text))
+    }
+
+    /// The action of a limit that came with the request, on a descriptor of these keys: never a rule's.
+    pub fn of_override<'p>(keys: impl IntoIterator<Item = &'p str>) -> Action<'static> {
+        let mut text = String::from("%limit");
+        for key in keys {
+            text.push('|');
+            escape(key, &mut text);
+        }
+        Action(Cow::Owned(text))
+    }
+
+    /// The same action, borrowed.
+    pub fn borrowed(&self) -> Action<'_> {
+        Action(Cow::Borrowed(&self.0))
+    }
+
+    pub fn into_owned(self) -> Action<'static> {
+        Action(Cow::Owned(self.0.into_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Action<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Kind {
+    pub fn is_quota(self) -> bool {
+        matches!(self, Self::Quota | Self::QuotaShadow)
+    }
+
+    pub fn is_shadow(self) -> bool {
+        matches!(self, Self::Shadow | Self::QuotaShadow)
+    }
+}
+
+/// The characters that stand for themselves nowhere in an action or a store key.
+const SPECIAL: [char; 5] = ['%', '|', '=', '{', '}'];
+
+/// Writes `text` with each special character as % and its two hex digits. Different texts stay different, and the
+/// result holds none of `|`, `=`, `{` and `}`.
+pub(crate) fn escape(text: &str, out: &mut String) {
+    let mut rest = text;
+    while let Some(at) = rest.find(SPECIAL) {
+        out.push_str(&rest[..at]);
+        out.push_str(match rest.as_bytes()[at] {
+            b'%' => "%25",
+            b'|' => "%7C",
+            b'=' => "%3D",
+            b'{' => "%7B",
+            _ => "%7D",
+        });
+        rest = &rest[at + 1..];
+    }
+    out.push_str(rest);
+}
+
+fn write_path<'p>(path: impl IntoIterator<Item = (&'p str, Option<&'p str>)>, text: &mut String) {
+    for (depth, (key, value)) in path.into_iter().enumerate() {
+        if depth > 0 {
+            text.push('|');
+        }
+        escape(key, text);
+        if let Some(value) = value {
+            text.push('=');
+            escape(value, text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_paths_and_names_never_read_alike() {
+        let paths: [&[(&str, Option<&str>)]; 8] = [
+            &[("a", None)],
+            &[("a", None), ("b", None)],
+            &[("a|b", None)],
+            &[("a", Some("b"))],
+            &[("a=b", None)],
+            &[("a", Some(""))],
+            &[("a%7Cb", None)],
+            &[("a", Some("b|c")), ("d", None)],
+        ];
+        let mut texts: Vec<String> = paths.iter().map(|path| Action::of_path(path.iter().copied()).as_str().to_owned()).collect();
+        texts.push(Action::of_override(["a"]).as_str().to_owned());
+        texts.push(Action::of_override(["a", "b"]).as_str().to_owned());
+        texts.push(Action::named("limit|a").as_str().to_owned());
+        let count = texts.len();
+        texts.sort();
+        texts.dedup();
+        assert_eq!(texts.len(), count, "{texts:?}");
+    }
+
+    #[test]
+    fn a_name_without_special_characters_stays_as_it_is() {
+        assert_eq!(Action::named("login").as_str(), "login");
+        assert_eq!(Action::named("{a}|b=%").as_str(), "%7Ba%7D%7Cb%3D%25");
+    }
+}

@@ -1,0 +1,160 @@
+//! The tree that a domain's rules stand in, and the walk down it: one level an entry, exact key and value first, then
+//! wildcards in file order, then the key alone, and no way back. It knows places, not limits: a node holds the number
+//! of its rule in `Rules`.
+
+use hashbrown::HashMap;
+
+use super::{RuleSpec, RulesError};
+use crate::descriptor::Entry;
+use crate::hit::Action;
+
+/// A rule's keys and fixed values from the top down.
+pub(super) type Path<'p> = Vec<(&'p str, Option<&'p str>)>;
+
+/// Gives the place at the end of a path its rule's number, if it has a limit.
+pub(super) type AddRule<'b> = dyn FnMut(&Path<'_>, &RuleSpec) -> Result<Option<usize>, RulesError> + 'b;
+
+pub(super) struct Tree(Level);
+
+pub(super) struct Node {
+    /// None where the place has no limit.
+    pub rule: Option<usize>,
+    below: Level,
+}
+
+/// All rules beside each other.
+#[derive(Default)]
+struct Level {
+    keys: HashMap<Box<str>, ByValue>,
+    wildcards: Vec<Wildcard>,
+}
+
+/// The rules of one literal key.
+#[derive(Default)]
+struct ByValue {
+    fixed: HashMap<Box<str>, Node>,
+    open: Option<Box<Node>>,
+}
+
+struct Wildcard {
+    key: Pattern,
+    /// None takes any value.
+    value: Option<Pattern>,
+    node: Node,
+}
+
+/// Text in which each `*` stands for any characters, none included; split at the stars.
+#[derive(PartialEq)]
+struct Pattern {
+    first: Box<str>,
+    /// Empty where there is no star: then the text is `first` itself.
+    after_stars: Box<[Box<str>]>,
+}
+
+impl Tree {
+    pub fn build(specs: &[RuleSpec], add: &mut AddRule<'_>) -> Result<Self, RulesError> {
+        Ok(Self(Level::build(specs, &mut Vec::new(), add)?))
+    }
+
+    /// Follows the entries down to the last one's node. None where the walk stops before, or where there are no entries.
+    pub fn walk(&self, entries: &[Entry]) -> Option<&Node> {
+        let (last, before) = entries.split_last()?;
+        let mut level = &self.0;
+        for entry in before {
+            level = &level.step(entry)?.below;
+        }
+        level.step(last)
+    }
+}
+
+impl Level {
+    fn build<'s>(specs: &'s [RuleSpec], path: &mut Path<'s>, add: &mut AddRule<'_>) -> Result<Self, RulesError> {
+        let mut level = Self::default();
+        for spec in specs {
+            if spec.key.is_empty() {
+                return Err(RulesError::EmptyKey { parent: Action::of_path(path.iter().copied()).to_string() });
+            }
+            path.push((&spec.key, spec.value()));
+            let rule = add(path, spec)?;
+            let node = Node { rule, below: Self::build(&spec.children, path, add)? };
+            if level.insert(spec, node).is_some() {
+                return Err(RulesError::DuplicateRule { path: Action::of_path(path.iter().copied()).to_string() });
+            }
+            path.pop();
+        }
+        Ok(level)
+    }
+
+    /// Puts a node in its place, and gives back one that is too many there.
+    fn insert(&mut self, spec: &RuleSpec, node: Node) -> Option<Node> {
+        let value = spec.value();
+        if spec.key.contains('*') || value.is_some_and(|value| value.contains('*')) {
+            let (key, value) = (Pattern::new(&spec.key), value.map(Pattern::new));
+            if self.wildcards.iter().any(|other| other.key == key && other.value == value) {
+                return Some(node);
+            }
+            self.wildcards.push(Wildcard { key, value, node });
+            return None;
+        }
+        let by_value = self.keys.entry(spec.key.as_str().into()).or_default();
+        match value {
+            Some(value) => by_value.fixed.insert(value.into(), node),
+            None => by_value.open.replace(Box::new(node)).map(|node| *node),
+        }
+    }
+
+    fn step(&self, entry: &Entry) -> Option<&Node> {
+        let by_value = self.keys.get(entry.key.as_str());
+        if let Some(node) = by_value.and_then(|by_value| by_value.fixed.get(entry.value.as_str())) {
+            return Some(node);
+        }
+        let wildcard = self.wildcards.iter().find(|wildcard| wildcard.takes(entry));
+        wildcard.map(|wildcard| &wildcard.node).or_else(|| by_value.and_then(|by_value| by_value.open.as_deref()))
+    }
+}
+
+impl Wildcard {
+    fn takes(&self, entry: &Entry) -> bool {
+        self.key.takes(&entry.key) && self.value.as_ref().is_none_or(|value| value.takes(&entry.value))
+    }
+}
+
+impl Pattern {
+    fn new(text: &str) -> Self {
+        let mut parts = text.split('*').map(Box::from);
+        Self { first: parts.next().unwrap_or_default(), after_stars: parts.collect() }
+    }
+
+    /// Parts in the middle are taken at their first place: if any way fits, this one does.
+    fn takes(&self, text: &str) -> bool {
+        let Some((last, middle)) = self.after_stars.split_last() else { return *text == *self.first };
+        let Some(mut rest) = text.strip_prefix(&*self.first).and_then(|rest| rest.strip_suffix(&**last)) else { return false };
+        for part in middle {
+            let Some(at) = rest.find(&**part) else { return false };
+            rest = &rest[at + part.len()..];
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_characters_anywhere() {
+        for (pattern, yes, no) in [
+            ("*", &["", "a", "*"][..], &[][..]),
+            ("a*", &["a", "ab", "a*"], &["", "ba"]),
+            ("*a", &["a", "ba"], &["", "ab"]),
+            ("a*b*c", &["abc", "a-b-c", "abcbc"], &["ab", "acb", "abcd"]),
+            ("a*a", &["aa", "aba"], &["a", "ab"]),
+            ("**", &["", "x"], &[]),
+            ("a.c", &["a.c"], &["abc"]),
+        ] {
+            let pattern = Pattern::new(pattern);
+            assert!(yes.iter().all(|text| pattern.takes(text)), "{yes:?}");
+            assert!(!no.iter().any(|text| pattern.takes(text)), "{no:?}");
+        }
+    }
+}

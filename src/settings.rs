@@ -1,0 +1,409 @@
+//! Settings: flags and environment, turned into what each module takes. [`ServeArgs`] is what was said; [`Settings`] is
+//! what it means. Where the reference server has a variable for the same thing, its name and meaning are taken; those of
+//! its settings that this server does not have are named, never passed over in silence.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::descriptor::RequestBounds;
+use crate::limit::parse_duration;
+use crate::limiter::FailurePolicy;
+
+/// How to serve, as it was said on the command line and in the environment.
+#[derive(Args, Clone)]
+pub struct ServeArgs {
+    /// A rules file, or a folder of them; may be given several times [default: RUNTIME_ROOT's folder, else config/]
+    #[arg(long, value_name = "PATH")]
+    config: Vec<PathBuf>,
+
+    /// Root of the rules folder, as the reference server has it; the default is taken where it exists
+    #[arg(long, env = "RUNTIME_ROOT", value_name = "PATH")]
+    runtime_root: Option<PathBuf>,
+
+    /// Folder below the root
+    #[arg(long, env = "RUNTIME_SUBDIRECTORY", value_name = "PATH")]
+    runtime_subdirectory: Option<PathBuf>,
+
+    /// Folder below that, with the rules in it
+    #[arg(long, env = "RUNTIME_APPDIRECTORY", value_name = "PATH", default_value = "config")]
+    runtime_appdirectory: PathBuf,
+
+    /// Address for gRPC
+    #[arg(long, env = "GRPC_HOST", value_name = "IP", default_value = "0.0.0.0")]
+    grpc_host: String,
+
+    /// Port for gRPC; 0 takes a free one
+    #[arg(long, env = "GRPC_PORT", value_name = "PORT", default_value_t = 8081)]
+    grpc_port: u16,
+
+    /// Path of a Unix socket for gRPC, instead of address and port
+    #[arg(long, env = "GRPC_UDS", value_name = "PATH")]
+    grpc_uds: Option<PathBuf>,
+
+    /// Address for HTTP: /json, /v1/is_allowed, /healthcheck
+    #[arg(long, env = "HOST", value_name = "IP", default_value = "0.0.0.0")]
+    host: String,
+
+    /// Port for HTTP; 0 takes a free one
+    #[arg(long, env = "PORT", value_name = "PORT", default_value_t = 8080)]
+    port: u16,
+
+    /// Address and port for Prometheus; a port alone (":9090") means every address
+    #[arg(long, env = "PROMETHEUS_ADDR", value_name = "[IP]:PORT", default_value = ":9090")]
+    prometheus_addr: String,
+
+    /// Path of the Prometheus page
+    #[arg(long, env = "PROMETHEUS_PATH", value_name = "PATH", default_value = "/metrics")]
+    prometheus_path: String,
+
+    /// Where counters live: memory or redis [default: redis where REDIS_URL is set, else memory]
+    #[arg(long, env = "BACKEND_TYPE", value_name = "STORE")]
+    backend_type: Option<String>,
+
+    /// host:port, the path of a Unix socket, or redis://USER:PASSWORD@HOST:PORT/DATABASE
+    #[arg(long, env = "REDIS_URL", value_name = "ADDRESS", hide_env_values = true)]
+    redis_url: Option<String>,
+
+    /// How long Redis may take, queueing and connecting included; Envoy gives up after 20ms
+    #[arg(long, env = "REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms", value_parser = positive_duration)]
+    redis_timeout: Duration,
+
+    /// Who answers while Redis does not: local (this server by itself), allow, deny or error
+    #[arg(long, env = "ON_STORE_FAILURE", value_name = "POLICY", default_value = "local")]
+    on_store_failure: FailurePolicy,
+
+    /// The most counters held in memory; beyond, the one that expires first goes
+    #[arg(long, env = "MAX_COUNTERS", value_name = "NUMBER", default_value = "1000000", value_parser = positive)]
+    max_counters: usize,
+
+    /// The most descriptors in one request; more are refused
+    #[arg(long, env = "MAX_DESCRIPTORS", value_name = "NUMBER", default_value = "1024", value_parser = at_most_65535)]
+    max_descriptors: usize,
+
+    /// The most entries in one descriptor; more are refused
+    #[arg(long, env = "MAX_ENTRIES", value_name = "NUMBER", default_value = "64", value_parser = positive)]
+    max_entries: usize,
+
+    /// The largest request, in bytes, over gRPC and HTTP
+    #[arg(long, env = "MAX_REQUEST_BYTES", value_name = "BYTES", default_value = "4194304", value_parser = positive)]
+    max_request_bytes: usize,
+
+    /// Threads that serve requests, each with a runtime of its own [default: one per core]
+    #[arg(long, env = "SERVING_THREADS", value_name = "NUMBER", value_parser = positive)]
+    serving_threads: Option<usize>,
+
+    /// How long listeners stay open after SIGTERM, while the health check already says NOT_SERVING
+    #[arg(long, env = "SHUTDOWN_DELAY", value_name = "DURATION", default_value = "0", value_parser = parse_duration)]
+    shutdown_delay: Duration,
+
+    /// error, warn, info, debug or trace
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", ignore_case = true)]
+    log_level: LogLevel,
+
+    /// text or json
+    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "text", ignore_case = true)]
+    log_format: LogFormat,
+}
+
+/// How to serve, as it is meant.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub rules: Vec<PathBuf>,
+    pub grpc: Address,
+    pub http: SocketAddr,
+    pub metrics: SocketAddr,
+    pub metrics_path: String,
+    pub store: StoreSettings,
+    pub on_store_failure: FailurePolicy,
+    pub counters_max: usize,
+    pub request_bounds: RequestBounds,
+    pub request_bytes_max: usize,
+    pub serving_threads: usize,
+    pub shutdown_delay: Duration,
+    /// What to tell the user of the settings, once there is a log.
+    pub warnings: Vec<String>,
+}
+
+/// Where gRPC listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Which store keeps the counters.
+#[derive(Clone, PartialEq, Eq)]
+pub enum StoreSettings {
+    Memory,
+    Redis { url: String, timeout: Duration },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    // The reference's log has two levels above error; here they are one.
+    #[value(aliases = ["panic", "fatal"])]
+    Error,
+    #[value(alias = "warning")]
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A setting that contradicts another, or that would change an answer and is not supported.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(String);
+
+/// The reference server's default for RUNTIME_ROOT.
+const RUNTIME_ROOT: &str = "/srv/runtime_data/current";
+
+/// Envoy's default timeout is 20 ms; a Redis timeout above this leaves no time for the failure policy's answer.
+const REDIS_TIMEOUT_SENSIBLE: Duration = Duration::from_millis(15);
+
+/// Settings of the reference server that would change answers, with the value that asks for nothing special. Any other
+/// value is refused until it is supported.
+const REFUSED: [(&str, &[&str]); 15] = [
+    ("CONFIG_TYPE", &["FILE"]),
+    ("REDIS_TYPE", &["SINGLE", "single"]),
+    ("REDIS_AUTH", &[]),
+    ("REDIS_TLS", FALSE),
+    ("REDIS_PERSECOND", FALSE),
+    ("CACHE_KEY_PREFIX", &[]),
+    ("SHADOW_MODE", FALSE),
+    ("QUOTA_MODE", FALSE),
+    ("MERGE_DOMAIN_CONFIG", FALSE),
+    ("LIMIT_RESPONSE_HEADERS_ENABLED", FALSE),
+    ("RESPONSE_DYNAMIC_METADATA", FALSE),
+    ("GRPC_SERVER_USE_TLS", FALSE),
+    ("RATELIMIT_DOMAIN", &[]),
+    ("REDIS_HEALTH_CHECK_ACTIVE_CONNECTION", FALSE),
+    ("HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED", FALSE),
+];
+
+/// Settings of the reference server that change no answer. Named in one warning where they are set.
+const IGNORED: [&str; 24] = [
+    "USE_STATSD",
+    "USE_DOG_STATSD",
+    "STATSD_HOST",
+    "STATSD_PORT",
+    "EXTRA_TAGS",
+    "DISABLE_STATS",
+    "PROMETHEUS_MAPPER_YAML",
+    "NEAR_LIMIT_RATIO",
+    "DEBUG_HOST",
+    "DEBUG_PORT",
+    "GRPC_MAX_CONNECTION_AGE",
+    "GRPC_MAX_CONNECTION_AGE_GRACE",
+    "RUNTIME_IGNOREDOTFILES",
+    "RUNTIME_WATCH_ROOT",
+    "EXPIRATION_JITTER_MAX_SECONDS",
+    "LOCAL_CACHE_SIZE_IN_BYTES",
+    "STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT",
+    "REDIS_POOL_SIZE",
+    "REDIS_POOL_ON_EMPTY_BEHAVIOR",
+    "REDIS_PIPELINE_WINDOW",
+    "REDIS_PIPELINE_LIMIT",
+    "REDIS_CLUSTER_PIPELINE_PARALLELISM",
+    "TRACING_ENABLED",
+    "MEMCACHE_HOST_PORT",
+];
+
+/// As Go reads booleans.
+const FALSE: &[&str] = &["0", "f", "F", "false", "FALSE", "False"];
+
+impl ServeArgs {
+    pub fn log(&self) -> (LogLevel, LogFormat) {
+        (self.log_level, self.log_format)
+    }
+
+    /// What was said, put together. `environment` looks a variable up.
+    ///
+    /// # Errors
+    /// The first contradiction.
+    pub fn settle(self, environment: impl Fn(&str) -> Option<String>) -> Result<Settings, SettingsError> {
+        let mut warnings = unsupported(&environment)?;
+        let store = self.store(&mut warnings)?;
+        Ok(Settings {
+            grpc: match &self.grpc_uds {
+                Some(path) => Address::Unix(path.clone()),
+                None => Address::Tcp(address("GRPC_HOST", &self.grpc_host, self.grpc_port)?),
+            },
+            http: address("HOST", &self.host, self.port)?,
+            metrics: prometheus_address(&self.prometheus_addr)?,
+            metrics_path: if self.prometheus_path.starts_with('/') {
+                self.prometheus_path.clone()
+            } else {
+                return Err(SettingsError(format!("PROMETHEUS_PATH must begin with a slash, not `{}`", self.prometheus_path)));
+            },
+            store,
+            on_store_failure: self.on_store_failure,
+            counters_max: self.max_counters,
+            request_bounds: RequestBounds { descriptors: self.max_descriptors, entries_per_descriptor: self.max_entries },
+            request_bytes_max: self.max_request_bytes,
+            serving_threads: self.serving_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+            shutdown_delay: self.shutdown_delay,
+            rules: self.rules(),
+            warnings,
+        })
+    }
+
+    fn rules(self) -> Vec<PathBuf> {
+        if !self.config.is_empty() {
+            return self.config;
+        }
+        let default_root = PathBuf::from(RUNTIME_ROOT);
+        match self.runtime_root.or_else(|| default_root.is_dir().then_some(default_root)) {
+            Some(root) => vec![root.join(self.runtime_subdirectory.unwrap_or_default()).join(self.runtime_appdirectory)],
+            None => vec![PathBuf::from("config")],
+        }
+    }
+
+    fn store(&self, warnings: &mut Vec<String>) -> Result<StoreSettings, SettingsError> {
+        let url = self.redis_url.clone().filter(|url| !url.is_empty());
+        match (self.backend_type.as_deref(), url) {
+            (Some("memory"), _) | (None, None) => Ok(StoreSettings::Memory),
+            (Some("redis") | None, Some(url)) => {
+                if self.redis_timeout > REDIS_TIMEOUT_SENSIBLE {
+                    let timeout = self.redis_timeout;
+                    warnings.push(format!(
+                        "REDIS_TIMEOUT is {timeout:?}: Envoy gives up after 20ms unless told otherwise, so keep it at 15ms or less"
+                    ));
+                }
+                Ok(StoreSettings::Redis { url, timeout: self.redis_timeout })
+            }
+            (Some("redis"), None) => Err(SettingsError("BACKEND_TYPE is redis, but REDIS_URL is not set: give it host:port".to_owned())),
+            (Some(other), _) => Err(SettingsError(format!("BACKEND_TYPE is memory or redis, not `{other}`"))),
+        }
+    }
+}
+
+impl fmt::Debug for StoreSettings {
+    /// Without the address, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("Memory"),
+            Self::Redis { timeout, .. } => f.debug_struct("Redis").field("timeout", timeout).finish_non_exhaustive(),
+        }
+    }
+}
+
+fn unsupported(environment: &impl Fn(&str) -> Option<String>) -> Result<Vec<String>, SettingsError> {
+    let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+    for (name, harmless) in REFUSED {
+        if set(name).is_some_and(|value| !harmless.contains(&value.as_str())) {
+            return Err(SettingsError(format!(
+                "{name} is not supported yet by this version, and to ignore it would change answers: unset it"
+            )));
+        }
+    }
+    let ignored: Vec<_> = IGNORED.into_iter().filter(|name| set(name).is_some()).collect();
+    if ignored.is_empty() { Ok(Vec::new()) } else { Ok(vec![format!("set, but without effect here: {}", ignored.join(", "))]) }
+}
+
+fn address(name: &str, host: &str, port: u16) -> Result<SocketAddr, SettingsError> {
+    let ip = match host {
+        "" => "0.0.0.0",
+        "localhost" => "127.0.0.1",
+        host => host.trim_start_matches('[').trim_end_matches(']'),
+    };
+    let ip = ip.parse().map_err(|_| SettingsError(format!("{name} must be an IP address, not `{host}`")))?;
+    Ok(SocketAddr::new(ip, port))
+}
+
+fn prometheus_address(text: &str) -> Result<SocketAddr, SettingsError> {
+    let refuse = || SettingsError(format!("PROMETHEUS_ADDR must be IP:PORT or :PORT, not `{text}`"));
+    let (host, port) = text.rsplit_once(':').ok_or_else(refuse)?;
+    address("PROMETHEUS_ADDR", host, port.parse().map_err(|_| refuse())?)
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.is_zero() { Err("must be more than 0".to_owned()) } else { Ok(duration) }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match usize::from_str(text) {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a positive integer".to_owned()),
+    }
+}
+
+/// A batch numbers its counters in 16 bits.
+fn at_most_65535(text: &str) -> Result<usize, String> {
+    positive(text).and_then(|number| if number <= 65_535 { Ok(number) } else { Err("must be at most 65535".to_owned()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    fn settle(args: &[&str], environment: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let cli = Cli::try_parse_from([&["ratelimitd"], args].concat()).unwrap();
+        cli.serve.settle(|name| environment.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    #[test]
+    fn redis_is_the_store_where_its_address_is_given() {
+        assert_eq!(settle(&[], &[]).unwrap().store, StoreSettings::Memory);
+        assert!(matches!(settle(&["--redis-url", "r:6379"], &[]).unwrap().store, StoreSettings::Redis { .. }));
+        assert_eq!(settle(&["--redis-url", "r:6379", "--backend-type", "memory"], &[]).unwrap().store, StoreSettings::Memory);
+        assert!(settle(&["--backend-type", "redis"], &[]).is_err());
+        assert!(settle(&["--backend-type", "memcache"], &[]).unwrap_err().to_string().contains("not `memcache`"));
+    }
+
+    #[test]
+    fn no_password_shows_in_debug_output() {
+        let settings = settle(&["--redis-url", "redis://:hunter2@r:6379"], &[]).unwrap();
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_long_redis_timeout_is_warned_about() {
+        assert!(settle(&["--redis-url", "r:1", "--redis-timeout", "10s"], &[]).unwrap().warnings[0].contains("REDIS_TIMEOUT is 10s"));
+        assert!(settle(&["--redis-url", "r:1"], &[]).unwrap().warnings.is_empty());
+    }
+
+    #[test]
+    fn settings_of_the_reference_server_are_never_passed_over_in_silence() {
+        assert!(settle(&[], &[("SHADOW_MODE", "true")]).unwrap_err().to_string().contains("SHADOW_MODE"));
+        assert!(settle(&[], &[("SHADOW_MODE", "false"), ("REDIS_TYPE", "SINGLE")]).unwrap().warnings.is_empty());
+        let warnings = settle(&[], &[("USE_STATSD", "true"), ("DEBUG_PORT", "6070")]).unwrap().warnings;
+        assert_eq!(warnings, ["set, but without effect here: USE_STATSD, DEBUG_PORT"]);
+    }
+
+    #[test]
+    fn addresses_read_as_the_reference_server_reads_them() {
+        let settings = settle(&["--prometheus-addr", "127.0.0.1:1", "--host", "::1", "--grpc-host", ""], &[]).unwrap();
+        assert_eq!((settings.metrics.to_string(), settings.http.to_string()), ("127.0.0.1:1".into(), "[::1]:8080".into()));
+        assert_eq!(settings.grpc, Address::Tcp("0.0.0.0:8081".parse().unwrap()));
+        assert!(settle(&["--prometheus-addr", "9090"], &[]).is_err());
+        assert!(settle(&["--host", "example.com"], &[]).is_err());
+    }
+
+    #[test]
+    fn rules_come_from_the_flag_else_the_runtime_root_else_config() {
+        assert_eq!(settle(&["--config", "a", "--config", "b"], &[]).unwrap().rules, [PathBuf::from("a"), PathBuf::from("b")]);
+        let root = settle(&["--runtime-root", "/r", "--runtime-subdirectory", "s"], &[]).unwrap().rules;
+        assert_eq!(root, [PathBuf::from("/r/s/config")]);
+    }
+}

@@ -1,0 +1,120 @@
+//! Where counters live, behind one call: [`Store::decide`] takes all hits of a request and decides them as a whole, in
+//! this process's memory or in Redis. Above this module nobody knows how a store does it; below it nobody knows rules.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+mod algorithm;
+mod key;
+pub mod memory;
+pub mod redis;
+
+use crate::hit::{Hit, Verdict};
+use crate::metrics::StoreFailure;
+pub use memory::Memory;
+pub use redis::{Redis, RedisOptions};
+
+/// A store. Cheap to clone; clones share their counters.
+#[derive(Clone)]
+pub enum Store {
+    Memory(Arc<Memory>),
+    Redis(Redis),
+}
+
+/// The time that a store goes by. A memory store takes `System` for the wall clock at start plus monotonic time; a Redis
+/// store takes it for Redis's own clock.
+#[derive(Clone, Default)]
+pub enum Clock {
+    #[default]
+    System,
+    /// Time stands until it is stepped, for tests.
+    Stepped(SteppedClock),
+}
+
+/// Microseconds since the Unix epoch, set by hand. Clones step together.
+#[derive(Clone)]
+pub struct SteppedClock(Arc<AtomicU64>);
+
+/// Why a store gave no verdict. The hits may have been counted all the same, once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("no answer from the store within {0:?}")]
+    Deadline(Duration),
+    #[error("no connection to the store: {0}")]
+    Connection(String),
+    #[error("the queue toward the store is full")]
+    QueueFull,
+    #[error("the store answered with an error: {0}")]
+    Reply(String),
+}
+
+impl Store {
+    /// Decides a request's hits as a whole. `within` is the time that the caller still has; the store keeps to the
+    /// smaller of it and its own timeout. No hits are always admitted, unasked.
+    ///
+    /// # Errors
+    /// The store gave no verdict: see [`StoreError`]. The memory store always gives one.
+    pub async fn decide(&self, hits: &[Hit<'_>], within: Option<Duration>) -> Result<Verdict, StoreError> {
+        if hits.is_empty() {
+            return Ok(Verdict { admitted: true, tallies: Default::default() });
+        }
+        match self {
+            Self::Memory(memory) => Ok(memory.decide(hits)),
+            Self::Redis(redis) => redis.decide(hits, within).await,
+        }
+    }
+
+    /// Waits until what is under way toward the store has been answered, its timeout at most.
+    pub async fn drain(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(redis) => redis.drain().await,
+        }
+    }
+}
+
+impl From<&StoreError> for StoreFailure {
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::Deadline(_) => Self::Deadline,
+            StoreError::Connection(_) => Self::Connection,
+            StoreError::QueueFull => Self::QueueFull,
+            StoreError::Reply(_) => Self::Reply,
+        }
+    }
+}
+
+impl Clock {
+    /// Microseconds since the Unix epoch. The system's wall clock is read once per process, so a jump changes nothing.
+    fn now(&self) -> u64 {
+        match self {
+            Self::System => system_now(),
+            Self::Stepped(clock) => clock.now(),
+        }
+    }
+}
+
+impl SteppedClock {
+    pub fn starting_at(micros: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(micros)))
+    }
+
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    pub fn step(&self, micros: u64) {
+        self.0.fetch_add(micros, Ordering::SeqCst);
+    }
+
+    pub fn set(&self, micros: u64) {
+        self.0.store(micros, Ordering::SeqCst);
+    }
+}
+
+fn system_now() -> u64 {
+    static START: std::sync::OnceLock<(Duration, Instant)> = std::sync::OnceLock::new();
+    let (wall, started) = START.get_or_init(|| (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), Instant::now()));
+    u64::try_from((*wall + started.elapsed()).as_micros()).unwrap_or(u64::MAX)
+}

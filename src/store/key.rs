@@ -1,0 +1,113 @@
+//! A counter's key, the same bytes in Redis and in memory: `1{api|alice}log|60000000|path=/export|client`. The layout's
+//! version comes first; the hash tag in braces holds domain and client, so that one client's counters share a slot of a
+//! Redis Cluster; then algorithm, window in microseconds, and action. Different counters never share a key.
+
+use sha2::{Digest, Sha256};
+
+use crate::hit::{Counter, escape};
+use crate::limit::Algorithm;
+
+/// To be raised with every change of the key's or a counter's layout, so that two versions never misread each other.
+const LAYOUT_VERSION: &str = "1";
+
+/// A client or an action longer than this, in bytes, stands as its hash.
+const KEY_MAX: usize = 256;
+
+pub(super) fn encode(counter: &Counter<'_>) -> Box<[u8]> {
+    let mut key = String::with_capacity(96);
+    key.push_str(LAYOUT_VERSION);
+    key.push('{');
+    escape(counter.domain, &mut key);
+    let client = key.len();
+    for value in &counter.client {
+        key.push('|');
+        escape(value, &mut key);
+    }
+    shorten(&mut key, client);
+    key.push('}');
+    match counter.algorithm {
+        Algorithm::SlidingWindowLog { .. } => key.push_str("log|"),
+    }
+    push_number(&mut key, counter.window.micros());
+    key.push('|');
+    let action = key.len();
+    key.push_str(counter.action.as_str());
+    shorten(&mut key, action);
+    key.into_bytes().into()
+}
+
+/// Puts the hash of what stands from `start` on in its place, where that is long. `%#` begins no escaped text.
+fn shorten(key: &mut String, start: usize) {
+    if key.len() - start > KEY_MAX {
+        let hash = Sha256::digest(&key.as_bytes()[start..]);
+        key.truncate(start);
+        key.push_str(&format!("%#{hash:x}"));
+    }
+}
+
+/// `write!` costs more than all the rest of a key.
+fn push_number(key: &mut String, number: u64) {
+    let mut digits = [0; 20];
+    let (mut at, mut left) = (digits.len(), number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    key.extend(digits[at..].iter().map(|digit| char::from(*digit)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hit::Action;
+    use crate::limit::Window;
+
+    fn text(domain: &str, client: &[&str], action: Action<'_>) -> String {
+        let counter =
+            Counter { domain, client: client.iter().copied().collect(), action, algorithm: Algorithm::default(), window: Window::MINUTE };
+        String::from_utf8(encode(&counter).into()).unwrap()
+    }
+
+    #[test]
+    fn a_key_reads_as_the_layout_says() {
+        let action = Action::of_path([("path", Some("/export")), ("client", None)]);
+        assert_eq!(text("api", &["alice"], action), "1{api|alice}log|60000000|path=/export|client");
+        assert_eq!(text("", &["alice"], Action::named("login")), "1{|alice}log|60000000|login");
+    }
+
+    #[test]
+    fn different_counters_never_share_a_key() {
+        let separators = ["", "|", "%", "{", "}", "=", "%7C", "a|b", "a", "b", "%#", "}log|60000000|"];
+        let mut keys = Vec::new();
+        for domain in separators {
+            keys.push(text(domain, &[], Action::named("x")));
+            for first in separators {
+                keys.push(text(domain, &[first], Action::named("x")));
+                keys.push(text(domain, &[], Action::of_path([(first, None)])));
+                keys.push(text(domain, &["c"], Action::of_path([("k", Some(first))])));
+                for second in separators {
+                    keys.push(text(domain, &[first, second], Action::named("x")));
+                }
+            }
+        }
+        // The one pair that is meant to be equal: the action named x and the path of the bare key x never meet here.
+        let count = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), count);
+    }
+
+    #[test]
+    fn long_clients_and_actions_stand_as_their_hashes() {
+        let (long, other) = ("v".repeat(1 << 20), "v".repeat((1 << 20) + 1));
+        let key = text("api", &[&long], Action::named(&long));
+        assert!(key.len() < 200 && key.starts_with("1{api%#"), "{key}");
+        assert_ne!(key, text("api", &[&other], Action::named(&long)));
+        assert_ne!(key, text("api", &[&long], Action::named(&other)));
+        assert_ne!(text("api", &[&long, ""], Action::named("x")), text("api", &[&long], Action::named("x")));
+    }
+}

@@ -1,0 +1,216 @@
+//! The memory store: counters of this process, in shards behind short locks. All counters of a request are locked
+//! together, so that a request is decided as a whole; the number of counters is bounded, and when a shard is full the
+//! counter that expires first goes. Exact for one process; also the fallback while Redis is away.
+
+use std::hash::BuildHasher;
+
+use hashbrown::DefaultHashBuilder;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+
+mod shard;
+
+use super::algorithm::decide::{State, decide};
+use super::{Clock, key};
+use crate::hit::{Hit, Verdict};
+use crate::metrics::StoreSeries;
+use shard::Shard;
+
+/// Counters in this process, shared by all its threads.
+pub struct Memory {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: DefaultHashBuilder,
+    clock: Clock,
+    counters_per_shard: usize,
+    series: StoreSeries,
+}
+
+/// Where a counter that a request touches lives.
+struct Home {
+    key: Box<[u8]>,
+    hash: u64,
+    shard: usize,
+    window: u64,
+    /// None while the shard does not hold it.
+    slot: Option<usize>,
+}
+
+/// The largest number of shards; a small store has fewer, so that what expires first is the first of all.
+const SHARDS_MAX: usize = 64;
+
+/// A shard is worth its own lock from so many counters on.
+const COUNTERS_PER_SHARD_MIN: usize = 1_024;
+
+/// The most expired counters that one hold of a shard's lock sweeps away.
+const SWEEP_MAX: usize = 256;
+
+impl Memory {
+    /// A store of at most `counters_max` counters (a request's own are let in first and the surplus goes after it).
+    pub fn new(counters_max: usize, clock: Clock, series: StoreSeries) -> Self {
+        let counters_max = counters_max.max(1);
+        let shards = (counters_max / COUNTERS_PER_SHARD_MIN).clamp(1, SHARDS_MAX);
+        Self {
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            hasher: DefaultHashBuilder::default(),
+            clock,
+            counters_per_shard: counters_max / shards,
+            series,
+        }
+    }
+
+    /// Decides a request's hits as a whole. No await, no I/O: a caller that goes away leaves nothing half done.
+    pub fn decide(&self, hits: &[Hit<'_>]) -> Verdict {
+        self.series.calls.increment(1);
+        let (mut homes, places) = self.homes(hits);
+        let mut shards = self.lock(&mut homes);
+        // Read under the locks: a counter never sees an earlier time after a later one.
+        let now = self.clock.now();
+        let mut counters: SmallVec<[State; 2]> = homes
+            .iter_mut()
+            .map(|home| {
+                let (slot, mut log) = shards[home.shard].take(home.hash, &home.key);
+                home.slot = slot;
+                log.expire(now, home.window);
+                State::of(log)
+            })
+            .collect();
+        let verdict = decide(hits, &places, &mut counters, now);
+        for (home, counter) in homes.into_iter().zip(counters) {
+            shards[home.shard].put(home, counter.log);
+        }
+        for shard in &mut shards {
+            while shard.len() > self.counters_per_shard && shard.evict_first() {
+                self.series.evictions.increment(1);
+            }
+        }
+        verdict
+    }
+
+    /// Lets counters go whose hits have all left, a few under each hold of a lock, and measures how many are held.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        let mut held = 0;
+        for shard in &self.shards {
+            while shard.lock().sweep(now, SWEEP_MAX) == SWEEP_MAX {}
+            held += shard.lock().len();
+        }
+        self.series.counters.set(held as f64);
+    }
+
+    /// How many counters are held.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The homes of the hits' counters, each once, and for each hit which of them is its own.
+    fn homes(&self, hits: &[Hit<'_>]) -> (SmallVec<[Home; 2]>, SmallVec<[usize; 2]>) {
+        let mut homes: SmallVec<[Home; 2]> = SmallVec::new();
+        let mut places = SmallVec::with_capacity(hits.len());
+        for hit in hits {
+            let key = key::encode(&hit.counter);
+            let hash = self.hasher.hash_one(&key);
+            let known = homes.iter().position(|home| home.hash == hash && home.key == key);
+            places.push(known.unwrap_or(homes.len()));
+            if known.is_none() {
+                // A shard's table goes by the hash's low bits and its top seven.
+                let shard = (hash >> 32) as usize % self.shards.len();
+                homes.push(Home { key, hash, shard, window: hit.counter.window.micros(), slot: None });
+            }
+        }
+        (homes, places)
+    }
+
+    /// Locks the counters' shards, in one order for all threads. A home's `shard` then is its place among the guards.
+    fn lock(&self, homes: &mut [Home]) -> SmallVec<[MutexGuard<'_, Shard>; 2]> {
+        let mut numbers: SmallVec<[usize; 2]> = homes.iter().map(|home| home.shard).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for home in homes {
+            home.shard = numbers.partition_point(|number| *number < home.shard);
+        }
+        numbers.iter().map(|number| self.shards[*number].lock()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hit::{Action, Counter, Kind};
+    use crate::limit::{Algorithm, Cost, Limit, Window};
+    use crate::store::SteppedClock;
+
+    fn hit(client: &'static str, window: Window) -> Hit<'static> {
+        let client = [client].into_iter().collect();
+        let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm: Algorithm::default(), window };
+        Hit { descriptor: 0, kind: Kind::Enforce, counter, limit: Limit::from(1), cost: Cost::take(1), count_denied: false }
+    }
+
+    fn store(counters_max: usize) -> (Memory, SteppedClock) {
+        let clock = SteppedClock::starting_at(1_000_000_000);
+        (Memory::new(counters_max, Clock::Stepped(clock.clone()), StoreSeries::detached()), clock)
+    }
+
+    #[test]
+    fn when_full_the_counter_that_expires_first_goes() {
+        let (memory, clock) = store(3);
+        memory.decide(&[hit("long", Window::DAY)]);
+        memory.decide(&[hit("short", Window::MINUTE)]);
+        memory.decide(&[hit("shortest", Window::SECOND)]);
+        clock.step(2_000_000);
+        // Its hit has left and it came back: its expiry has moved behind that of `short`.
+        assert!(memory.decide(&[hit("shortest", Window::HOUR)]).admitted);
+        assert!(memory.decide(&[hit("new", Window::HOUR)]).admitted);
+        assert_eq!(memory.len(), 3);
+        assert!(!memory.decide(&[hit("long", Window::DAY)]).admitted);
+        assert!(!memory.decide(&[hit("new", Window::HOUR)]).admitted);
+        assert!(memory.decide(&[hit("short", Window::MINUTE)]).admitted, "it expired first, so it went");
+    }
+
+    #[test]
+    fn a_counter_that_is_hit_again_moves_back_in_the_order_of_expiry() {
+        let (memory, clock) = store(2);
+        let again = Hit { limit: Limit::from(9), ..hit("again", Window::MINUTE) };
+        memory.decide(std::slice::from_ref(&again));
+        clock.step(30_000_000);
+        memory.decide(&[hit("other", Window::MINUTE)]);
+        clock.step(10_000_000);
+        memory.decide(std::slice::from_ref(&again));
+        memory.decide(&[hit("third", Window::MINUTE)]);
+        assert!(memory.decide(&[hit("other", Window::MINUTE)]).admitted, "it went, though `again` was there before it");
+    }
+
+    #[test]
+    fn idle_counters_are_swept_and_denied_hits_make_none() {
+        let (memory, clock) = store(10_000);
+        for client in ["a", "b", "c"] {
+            memory.decide(&[hit(client, Window::MINUTE)]);
+        }
+        let nothing = Hit { limit: Limit::from(0), ..hit("denied", Window::MINUTE) };
+        assert!(!memory.decide(&[nothing]).admitted);
+        let peek = Hit { cost: Cost::take(0), ..hit("peek", Window::MINUTE) };
+        assert!(memory.decide(&[peek]).admitted);
+        memory.sweep();
+        assert_eq!(memory.len(), 3);
+        clock.step(60_000_000);
+        memory.sweep();
+        assert!(memory.is_empty());
+    }
+
+    #[test]
+    fn a_request_wider_than_the_store_is_still_decided_whole() {
+        let (memory, _clock) = store(1);
+        let hits: Vec<_> = ["a", "b", "c", "a"]
+            .into_iter()
+            .enumerate()
+            .map(|(descriptor, client)| Hit { descriptor, ..hit(client, Window::DAY) })
+            .collect();
+        let verdict = memory.decide(&hits);
+        assert!(!verdict.admitted && verdict.tallies[3].over && !verdict.tallies[0].over);
+        assert!(memory.decide(&hits[..3]).admitted);
+        assert_eq!(memory.len(), 1);
+    }
+}

@@ -1,0 +1,88 @@
+//! One shard of the memory store: its counters by key, and the order in which they expire. It knows how counters are
+//! kept, not how they are decided.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use hashbrown::HashTable;
+use slab::Slab;
+
+use super::Home;
+use crate::store::algorithm::sliding_window_log::Log;
+
+#[derive(Default)]
+pub(super) struct Shard {
+    /// Places in `slots`, by key.
+    places: HashTable<usize>,
+    slots: Slab<Slot>,
+    /// Exactly one entry for each slot: its expiry, or an earlier time that is put right when it comes to the top.
+    expiries: BinaryHeap<Reverse<(u64, usize)>>,
+}
+
+struct Slot {
+    key: Box<[u8]>,
+    hash: u64,
+    window: u64,
+    log: Log,
+}
+
+impl Shard {
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Takes a counter's log out, to be put back under the same lock. An empty one where there is none.
+    pub fn take(&mut self, hash: u64, key: &[u8]) -> (Option<usize>, Log) {
+        let slots = &mut self.slots;
+        let slot = self.places.find(hash, |place| slots.get(*place).is_some_and(|slot| *slot.key == *key)).copied();
+        let log = slot.and_then(|place| slots.get_mut(place)).map(|slot| std::mem::take(&mut slot.log));
+        (slot, log.unwrap_or_default())
+    }
+
+    /// Puts a counter's log back. An empty one gets no new slot; a slot goes only when its time comes.
+    pub fn put(&mut self, home: Home, log: Log) {
+        match home.slot.and_then(|place| self.slots.get_mut(place)) {
+            Some(slot) => slot.log = log,
+            None if log.used() > 0 => {
+                let expiry = log.newest_leaves(home.window);
+                let place = self.slots.insert(Slot { key: home.key, hash: home.hash, window: home.window, log });
+                let slots = &self.slots;
+                self.places.insert_unique(home.hash, place, |place| slots.get(*place).map_or(0, |slot| slot.hash));
+                self.expiries.push(Reverse((expiry, place)));
+            }
+            None => {}
+        }
+    }
+
+    /// Lets the counter go that expires first. False where there is none.
+    pub fn evict_first(&mut self) -> bool {
+        self.pop_first(u64::MAX)
+    }
+
+    /// Lets counters go that have expired by now, `most` of them at most, and says how many went.
+    pub fn sweep(&mut self, now: u64, most: usize) -> usize {
+        (0..most).take_while(|_| self.pop_first(now)).count()
+    }
+
+    /// Removes the counter that expires first, if it has expired by `time`.
+    fn pop_first(&mut self, time: u64) -> bool {
+        while let Some(Reverse((noted, place))) = self.expiries.peek().copied() {
+            if noted > time {
+                return false;
+            }
+            let expiry = self.slots.get(place).map_or(0, |slot| slot.log.newest_leaves(slot.window));
+            self.expiries.pop();
+            if expiry > noted {
+                self.expiries.push(Reverse((expiry, place)));
+                continue;
+            }
+            if let Some(slot) = self.slots.try_remove(place)
+                && let Ok(entry) = self.places.find_entry(slot.hash, |other| *other == place)
+            {
+                entry.remove();
+            }
+            return true;
+        }
+        false
+    }
+}

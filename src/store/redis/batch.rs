@@ -1,0 +1,129 @@
+//! A batch of requests as the script takes it, and its reply as verdicts: the one place that knows the interface which
+//! decide.lua describes. It knows no connections.
+
+use hashbrown::HashMap;
+use redis::Value;
+
+use crate::hit::{Hit, Kind, Verdict};
+use crate::store::algorithm::sliding_window_log::LogAsk;
+use crate::store::{StoreError, key};
+
+/// One hit, owned: it waits in the queue when its request may be long gone.
+pub(super) struct Ask {
+    key: Box<[u8]>,
+    kind: Kind,
+    count_denied: bool,
+    refund: bool,
+    last: Last,
+    log: LogAsk,
+}
+
+/// What ends with a hit.
+#[derive(Clone, Copy)]
+enum Last {
+    Nothing = 0,
+    Descriptor = 1,
+    Request = 2,
+}
+
+/// Requests encoded for one call of the script.
+pub(super) struct Batch {
+    /// The counters, each once.
+    pub keys: Vec<Box<[u8]>>,
+    /// The hits.
+    pub hits: Vec<u8>,
+    requests: Vec<Vec<LogAsk>>,
+}
+
+/// The script's number for the sliding-window log.
+const SLIDING_WINDOW_LOG: u8 = 1;
+
+/// Bytes of one hit on a log.
+const HIT_SIZE: usize = 5 + 2 + 6 * 7;
+
+/// A request's hits, for the queue.
+pub(super) fn asks(hits: &[Hit<'_>]) -> Vec<Ask> {
+    let ends = hits.iter().skip(1).map(|next| Some(next.descriptor)).chain([None]);
+    hits.iter()
+        .zip(ends)
+        .map(|(hit, next)| Ask {
+            key: key::encode(&hit.counter),
+            kind: hit.kind,
+            count_denied: hit.count_denied,
+            refund: hit.cost.is_refund(),
+            last: match next {
+                None => Last::Request,
+                Some(next) if next != hit.descriptor => Last::Descriptor,
+                Some(_) => Last::Nothing,
+            },
+            log: LogAsk::new(hit),
+        })
+        .collect()
+}
+
+impl Batch {
+    pub fn new<'q>(requests: impl ExactSizeIterator<Item = &'q [Ask]>) -> Self {
+        let mut batch = Self { keys: Vec::new(), hits: Vec::new(), requests: Vec::with_capacity(requests.len()) };
+        let mut places: HashMap<&[u8], u16> = HashMap::new();
+        for asks in requests {
+            for ask in asks {
+                let place = *places.entry(&ask.key).or_insert_with(|| {
+                    batch.keys.push(ask.key.clone());
+                    // A batch has far fewer counters than 2^16: MAX_DESCRIPTORS bounds a lone request's.
+                    u16::try_from(batch.keys.len()).unwrap_or(u16::MAX)
+                });
+                ask.write(place, &mut batch.hits);
+            }
+            batch.requests.push(asks.iter().map(|ask| ask.log).collect());
+        }
+        batch
+    }
+
+    /// The verdicts of the batch's requests, in order.
+    ///
+    /// # Errors
+    /// A reply of another form than decide.lua's.
+    pub fn read(&self, reply: Value) -> Result<Vec<Result<Verdict, StoreError>>, StoreError> {
+        let Value::Array(values) = reply else { return Err(malformed()) };
+        let mut values = values.into_iter();
+        self.requests.iter().map(|asks| read_request(asks, &mut values)).collect()
+    }
+}
+
+impl Ask {
+    fn write(&self, place: u16, out: &mut Vec<u8>) {
+        out.reserve(HIT_SIZE);
+        let kind = match self.kind {
+            Kind::Enforce => 0,
+            Kind::Shadow => 1,
+            Kind::Quota => 2,
+            Kind::QuotaShadow => 3,
+        };
+        out.extend([SLIDING_WINDOW_LOG, kind, u8::from(self.count_denied), u8::from(self.refund), self.last as u8]);
+        out.extend(place.to_be_bytes());
+        let LogAsk { limit, window, tick, coarse_tick, need, amount } = self.log;
+        for number in [limit, window, tick, coarse_tick, need, amount] {
+            out.extend(&number.to_be_bytes()[1..]);
+        }
+    }
+}
+
+fn read_request(asks: &[LogAsk], values: &mut impl Iterator<Item = Value>) -> Result<Result<Verdict, StoreError>, StoreError> {
+    let admitted = match values.next() {
+        Some(Value::Int(admitted)) => admitted == 1,
+        Some(Value::BulkString(why)) => return Ok(Err(StoreError::Reply(String::from_utf8_lossy(&why).into_owned()))),
+        _ => return Err(malformed()),
+    };
+    let tallies = asks.iter().map(|ask| match (values.next(), values.next(), values.next()) {
+        (Some(Value::Int(over)), Some(Value::Int(used)), Some(Value::Int(wait))) => {
+            // A wait of -1 says: never.
+            Ok(ask.tally(over == 1, used.unsigned_abs(), u64::try_from(wait).ok()))
+        }
+        _ => Err(malformed()),
+    });
+    Ok(Ok(Verdict { admitted, tallies: tallies.collect::<Result<_, _>>()? }))
+}
+
+fn malformed() -> StoreError {
+    StoreError::Reply("the script's reply has another form than expected".to_owned())
+}
