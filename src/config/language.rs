@@ -62,6 +62,23 @@ const KEYS: &[(&str, &[Level], Support)] = &[
     ("replaces",          &[InLimit],             Later),
 ];
 
+/// The keys that the reference server does not have. It ignores its own in a wrong place, so we may only warn of those; it
+/// never loaded a file with one of these.
+const OURS: &[&str] = &[
+    "default",
+    "action",
+    "client_id",
+    "count_denied",
+    "exempt",
+    "on_store_failure",
+    "algorithm",
+    "log_entries",
+    "burst",
+    "lease",
+    "limit",
+    "window",
+];
+
 /// The reference server's units, with its lengths of month and year.
 const UNITS: &[(&str, Window)] = &[
     ("second", Window::SECOND),
@@ -327,8 +344,12 @@ impl Reader<'_, '_> {
                 }
                 Some((_, levels, _)) if !levels.contains(&level) => {
                     let homes: Vec<_> = levels.iter().map(|level| level.place()).collect();
-                    let what = format!("`{text}` belongs {} and is ignored here: move or remove it", homes.join(" or "));
-                    self.report.warning(key.place, what);
+                    let homes = homes.join(" or ");
+                    if OURS.contains(&text.as_str()) {
+                        self.report.problem(key.place, format!("`{text}` belongs {homes}: move it there"));
+                    } else {
+                        self.report.warning(key.place, format!("`{text}` belongs {homes} and is ignored here: move or remove it"));
+                    }
                 }
                 Some(_) if value.is_null() => {}
                 Some((name, _, Later)) => {

@@ -287,14 +287,15 @@ impl Builder<'_, '_> {
                 return Some(root);
             }
         }
-        let line = text.lines().nth(at.line - 1).unwrap_or_default();
-        let indent = &line[..line.len() - line.trim_start().len()];
-        let message = if indent.contains('\t') {
-            "not valid YAML: a tab in the indentation; indent with spaces".to_owned()
-        } else {
-            format!("not valid YAML: {}; look here and in the lines above", error.info())
-        };
-        self.report.problem(at, message);
+        // The parser stops at a tab or, where a value could go on, on the line before it.
+        let tabbed = text.lines().enumerate().skip(at.line - 1).take(2).find_map(|(before, line)| {
+            let indent = &line[..line.len() - line.trim_start().len()];
+            indent.find('\t').map(|column| Place { line: before + 1, column: column + 1 })
+        });
+        match tabbed {
+            Some(at) => self.report.problem(at, "not valid YAML: a tab in the indentation; indent with spaces"),
+            None => self.report.problem(at, format!("not valid YAML: {}; look here and in the lines above", error.info())),
+        }
         None
     }
 }

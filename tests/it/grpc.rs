@@ -1,0 +1,223 @@
+//! The gRPC door of a real server: replies, costs, overrides, reflection, and callers that go away.
+
+use std::time::{Duration, Instant};
+
+use distributed_rate_limiter::grpc::pb::rate_limit_descriptor::RateLimitOverride;
+use distributed_rate_limiter::grpc::pb::rate_limit_response::Code;
+use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, UInt64Value};
+use tokio_stream::StreamExt;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+use crate::support::grpc::{Client, descriptor, request};
+use crate::support::http;
+use crate::support::ratelimitd::{Ratelimitd, rules_file};
+use crate::support::redis::RedisServer;
+
+const RULES: &str = "
+domain: d
+descriptors:
+- key: five
+  rate_limit: {limit: 5, window: 1h}
+- key: one
+  rate_limit: {unit: hour, requests_per_unit: 1, name: single}
+- key: tokens
+  rate_limit: {unit: day, requests_per_unit: 100}
+- key: none
+  rate_limit: {unit: day, requests_per_unit: 0}
+- key: watched
+  shadow_mode: true
+  rate_limit: {unit: day, requests_per_unit: 1}
+";
+
+fn start() -> (Ratelimitd, Client) {
+    let server = Ratelimitd::start(&["--config", &rules_file(RULES)]);
+    let client = Client::connect(server.grpc());
+    (server, client)
+}
+
+fn costing(entries: &[(&str, &str)], hits: u64) -> RateLimitDescriptor {
+    RateLimitDescriptor { hits_addend: Some(UInt64Value { value: hits }), ..descriptor(entries) }
+}
+
+fn refund(entries: &[(&str, &str)], hits: u64) -> RateLimitDescriptor {
+    RateLimitDescriptor { is_negative_hits: true, ..costing(entries, hits) }
+}
+
+fn ask(descriptors: Vec<RateLimitDescriptor>) -> RateLimitRequest {
+    request("d", descriptors)
+}
+
+#[test]
+fn an_empty_domain_or_no_descriptors_is_an_invalid_argument_that_says_which() {
+    let (_server, client) = start();
+    let refused = |asked| client.try_ask(asked).unwrap_err();
+    let status = refused(request("", vec![descriptor(&[("five", "a")])]));
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert!(status.message().contains("domain must not be empty"), "{status}");
+    let status = refused(request("d", vec![]));
+    assert_eq!(status.code(), tonic::Code::InvalidArgument);
+    assert!(status.message().contains("descriptor list must not be empty"), "{status}");
+}
+
+#[test]
+fn there_is_one_status_for_each_descriptor_in_order() {
+    let (_server, client) = start();
+    let descriptors = || vec![descriptor(&[("one", "a")]), descriptor(&[("unknown", "x")]), descriptor(&[]), descriptor(&[("five", "a")])];
+    let answer = client.ask(ask(descriptors()));
+    assert_eq!(answer.overall_code, Code::Ok as i32);
+    let limits: Vec<_> = answer.statuses.iter().map(|status| status.current_limit.as_ref().map(|limit| limit.requests_per_unit)).collect();
+    assert_eq!(limits, [Some(1), None, None, Some(5)]);
+    assert_eq!(answer.statuses[0].current_limit.as_ref().unwrap().name, "single");
+    assert_eq!((answer.statuses[0].limit_remaining, answer.statuses[3].limit_remaining), (0, 4));
+    let denied = client.ask(ask(descriptors()));
+    assert_eq!(denied.overall_code, Code::OverLimit as i32);
+    assert_eq!(denied.statuses.iter().map(|status| status.code).collect::<Vec<_>>(), [2, 1, 1, 1]);
+    assert_eq!(denied.statuses[3].limit_remaining, 4, "nothing of a denied request is counted");
+    assert_eq!(denied.statuses[0].duration_until_reset.as_ref().unwrap().seconds, 3600);
+}
+
+#[test]
+fn what_no_rule_knows_passes_and_is_measured() {
+    let (server, client) = start();
+    assert!(client.admits(request("other", vec![descriptor(&[("five", "a")])])));
+    assert!(client.admits(ask(vec![descriptor(&[("five", "a"), ("deeper", "b")])])));
+    let page = http::get(server.metrics(), "/metrics", &[]).body;
+    assert!(page.contains("ratelimit_unmatched_domains 1\n") && page.contains("ratelimit_unmatched_descriptors 1\n"), "{page}");
+}
+
+#[test]
+fn a_request_limit_override_wins_over_the_rule_and_an_unknown_unit_is_dropped() {
+    let (server, client) = start();
+    let carrying = |requests_per_unit, unit| RateLimitDescriptor {
+        limit: Some(RateLimitOverride { requests_per_unit, unit }),
+        ..descriptor(&[("five", "o")])
+    };
+    assert!(!client.admits(ask(vec![carrying(0, 1)])), "0 per second denies");
+    let large = client.ask(ask(vec![carrying(4_294_967_293, 3)]));
+    assert_eq!((large.overall_code, large.statuses[0].limit_remaining), (1, 4_294_967_292));
+    let ruled = client.ask(ask(vec![carrying(1, 0)]));
+    assert_eq!(ruled.statuses[0].current_limit.as_ref().unwrap().requests_per_unit, 5);
+    server.wait_for_log("override of an unknown unit");
+    assert!(http::get(server.metrics(), "/metrics", &[]).body.contains("ratelimit_dropped_overrides 1\n"));
+}
+
+#[test]
+fn peeks_charges_and_refunds_count_as_envoy_means_them() {
+    let (_server, client) = start();
+    let left = |asked: RateLimitDescriptor| {
+        let answer = client.ask(ask(vec![asked]));
+        (answer.overall_code, answer.statuses[0].limit_remaining)
+    };
+    let user = [("tokens", "u")];
+    assert_eq!(left(costing(&user, 0)), (1, 100), "a peek takes nothing");
+    assert_eq!(left(costing(&user, 90)), (1, 10));
+    assert_eq!(left(costing(&user, 0)), (1, 10));
+    // Spent already, so counted although it no longer fits; the next peek is denied.
+    assert_eq!(left(costing(&user, 250)), (2, 0));
+    assert_eq!(left(costing(&user, 0)), (2, 0));
+    assert_eq!(left(refund(&user, 241)), (1, 1));
+    assert_eq!(left(costing(&user, 0)), (1, 1));
+    assert_eq!(left(refund(&user, 1_000_000)), (1, 100), "never below zero used");
+    assert_eq!(left(costing(&user, 1 << 63)), (2, 0), "`nan` in Envoy: it never fits");
+    assert_eq!(left(costing(&user, 0)), (1, 100), "and records nothing");
+    let by_request = RateLimitRequest { hits_addend: u32::MAX, ..ask(vec![descriptor(&user)]) };
+    assert!(!client.admits(by_request));
+}
+
+#[test]
+fn limit_0_denies_and_shadow_mode_never_does() {
+    let (_server, client) = start();
+    assert!(!client.admits(ask(vec![descriptor(&[("none", "a")])])));
+    for _ in 0..3 {
+        let answer = client.ask(ask(vec![descriptor(&[("watched", "a")])]));
+        assert_eq!((answer.overall_code, answer.statuses[0].code, answer.statuses[0].limit_remaining), (1, 1, 0));
+    }
+}
+
+#[test]
+fn reflection_lists_the_services_and_describes_the_messages() {
+    let (_server, client) = start();
+    let ask = |message| {
+        let request = ServerReflectionRequest { host: String::new(), message_request: Some(message) };
+        client.runtime.block_on(async {
+            let mut reflection = ServerReflectionClient::new(client.channel.clone());
+            let mut answers = reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+            answers.next().await.unwrap().unwrap().message_response.unwrap()
+        })
+    };
+    let MessageResponse::ListServicesResponse(services) = ask(MessageRequest::ListServices(String::new())) else { panic!("no list") };
+    let names: Vec<_> = services.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"envoy.service.ratelimit.v3.RateLimitService") && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+    let symbol = MessageRequest::FileContainingSymbol("envoy.service.ratelimit.v3.RateLimitRequest".into());
+    let MessageResponse::FileDescriptorResponse(files) = ask(symbol) else { panic!("no descriptor") };
+    assert!(!files.file_descriptor_proto.is_empty());
+}
+
+#[test]
+fn a_hit_whose_caller_goes_away_is_counted_once_and_whole() {
+    let redis = RedisServer::start();
+    let config = rules_file(RULES);
+    let server = Ratelimitd::start(&["--config", &config, "--redis-url", &redis.url(), "--redis-timeout", "10s"]);
+    let client = Client::connect(server.grpc());
+    assert!(client.admits(ask(vec![descriptor(&[("one", "warm")])])));
+    redis.command(&["CLIENT", "PAUSE", "700", "ALL"]);
+    // As Envoy does it after 20 ms: the stream is reset, and the handler with it dropped, while its batch is under way.
+    client.runtime.block_on(async {
+        let mut service = client.service();
+        let call = service.should_rate_limit(ask(vec![descriptor(&[("five", "x")]), descriptor(&[("tokens", "x")])]));
+        assert!(tokio::time::timeout(Duration::from_millis(100), call).await.is_err());
+    });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let peek = || client.ask(ask(vec![costing(&[("five", "x")], 0), costing(&[("tokens", "x")], 0)]));
+    while peek().statuses[0].limit_remaining == 5 {
+        assert!(Instant::now() < deadline, "the hit was lost");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let left: Vec<_> = peek().statuses.iter().map(|status| status.limit_remaining).collect();
+    assert_eq!(left, [4, 99]);
+}
+
+#[test]
+fn while_redis_is_away_the_failure_policy_answers_and_redis_is_used_again_when_it_is_back() {
+    let redis = RedisServer::start();
+    let config = rules_file(RULES);
+    let start = |policy: &str| {
+        Ratelimitd::start(&["--config", &config, "--redis-url", &redis.url(), "--on-store-failure", policy, "--redis-timeout", "300ms"])
+    };
+    let servers = ["local", "allow", "deny", "error"].map(|policy| (policy, start(policy)));
+    redis.command(&["CLIENT", "PAUSE", "3000", "ALL"]);
+    let paused = Instant::now();
+    for (policy, server) in &servers {
+        let client = Client::connect(server.grpc());
+        let twice = [0, 1].map(|_| {
+            client.try_ask(ask(vec![descriptor(&[("one", policy)])])).map(|answer| answer.overall_code).map_err(|status| status.code())
+        });
+        let expected = match *policy {
+            "local" => [Ok(1), Ok(2)],
+            "allow" => [Ok(1), Ok(1)],
+            "deny" => [Ok(2), Ok(2)],
+            _ => [Err(tonic::Code::Unavailable), Err(tonic::Code::Unavailable)],
+        };
+        assert_eq!(twice, expected, "{policy}");
+        let page = http::get(server.metrics(), "/metrics", &[]).body;
+        assert!(page.contains(&format!("ratelimit_policy_answers{{policy=\"{policy}\"}} 2\n")), "{page}");
+        assert!(page.contains("ratelimit_store_failures{store=\"redis\",reason=\"deadline\"} 2\n"), "{page}");
+    }
+    assert!(paused.elapsed() < Duration::from_millis(2900), "the machine is too slow for this test to say anything");
+    for (policy, server) in &servers {
+        let client = Client::connect(server.grpc());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let back = |client: &Client| {
+            client.try_ask(ask(vec![costing(&[("five", "back")], 0)])).is_ok_and(|answer| answer.statuses[0].limit_remaining == 5)
+                && http::get(server.metrics(), "/metrics", &[]).body.contains(&format!("ratelimit_policy_answers{{policy=\"{policy}\"}}"))
+        };
+        while !back(&client) {
+            assert!(Instant::now() < deadline, "{policy}: Redis is not used again");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}

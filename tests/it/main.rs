@@ -1,0 +1,11 @@
+//! All integration tests in one binary, an area a file. `./tests/run` installs what they need.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is the report")]
+
+mod bad_input;
+mod envoy;
+mod grpc;
+mod http_door;
+mod is_allowed;
+mod layers;
+mod process;
+mod support;

@@ -1,0 +1,154 @@
+//! A real `ratelimitd` process on free loopback ports, its log, and its end.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Killed when dropped.
+pub struct Ratelimitd {
+    child: Child,
+    log: Arc<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<Value>>,
+    more: Condvar,
+}
+
+/// Whatever is waited for, it comes within this or the test fails.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+impl Ratelimitd {
+    /// Starts the server with these arguments, ports 0 and a log in JSON, and waits until it is ready.
+    pub fn start(args: &[&str]) -> Self {
+        let mut command = command(args);
+        command.args(["--log-format", "json"]).stderr(Stdio::piped());
+        if !args.contains(&"--grpc-uds") {
+            command.args(["--grpc-host", "127.0.0.1", "--grpc-port", "0"]);
+        }
+        command.args(["--host", "127.0.0.1", "--port", "0", "--prometheus-addr", "127.0.0.1:0"]);
+        let mut child = command.spawn().unwrap();
+        let log = Arc::new(Log::default());
+        let (stderr, writer) = (child.stderr.take().unwrap(), Arc::clone(&log));
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // A line that is not JSON (a panic's) is kept as text.
+                let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                writer.lines.lock().unwrap().push(line);
+                writer.more.notify_all();
+            }
+        });
+        let server = Self { child, log };
+        server.wait_for_log("ready to serve");
+        server
+    }
+
+    /// Runs the program to its end, and gives its exit status and what it wrote to stderr.
+    pub fn run(args: &[&str]) -> (ExitStatus, String) {
+        let output = command(args).output().unwrap();
+        (output.status, String::from_utf8(output.stderr).unwrap())
+    }
+
+    pub fn grpc(&self) -> SocketAddr {
+        self.address("listening for gRPC").parse().unwrap()
+    }
+
+    pub fn http(&self) -> SocketAddr {
+        self.address("listening for HTTP").parse().unwrap()
+    }
+
+    pub fn metrics(&self) -> SocketAddr {
+        self.address("listening for metrics").parse().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All log lines so far.
+    pub fn log(&self) -> Vec<Value> {
+        self.log.lines.lock().unwrap().clone()
+    }
+
+    /// Waits for a line whose message holds the text.
+    pub fn wait_for_log(&self, text: &str) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        let mut lines = self.log.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().find(|line| line["message"].as_str().is_some_and(|message| message.contains(text))) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "no log line says `{text}`: {lines:#?}");
+            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// Sends a signal: "TERM", "INT", "KILL", "STOP".
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    pub fn wait_for_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "ratelimitd did not end: {:#?}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn address(&self, message: &str) -> String {
+        let lines = self.log();
+        let mut bound = lines.iter().filter(|line| line["message"] == message);
+        let address = bound.next().expect("a bound address is logged")["address"].as_str().unwrap().to_owned();
+        assert!(bound.next().is_none(), "an address is logged once: {lines:#?}");
+        address
+    }
+}
+
+impl Drop for Ratelimitd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Writes a rules file of that text and gives its path.
+pub fn rules_file(text: &str) -> String {
+    let path = scratch("rules").join("rules.yaml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// The repository's sample rules.
+pub fn sample_rules() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/config")
+}
+
+/// A new empty folder of this test run's.
+pub fn scratch(what: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{what}-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+    // Nothing of the developer's environment.
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).args(args).stdin(Stdio::null());
+    command
+}

@@ -1,0 +1,145 @@
+//! A real `redis-server` of a test's own: on a free loopback port, in a folder of its own, gone when dropped. It is
+//! required: a test that needs Redis fails where there is none. Nothing here knows what is stored in it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use redis::{Connection, Value};
+
+/// A running server, killed by its handle on drop.
+pub struct RedisServer {
+    child: Child,
+    port: u16,
+    dir: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// How long a server may take until it answers.
+const START_MAX: Duration = Duration::from_secs(10);
+
+/// Somebody else may take the free port between our look and the server's own bind.
+const STARTS_MAX: usize = 5;
+
+/// On such a server keys never expire: PEXPIRE does what ZRANK does, which is nothing. Histories in stepped time need it,
+/// for Redis expires keys by real time, and a test may well take longer than a window of 1 ms that stands still.
+const WITHOUT_EXPIRY: [&str; 6] = ["--rename-command", "PEXPIRE", "PEXPIRE-PROPER", "--rename-command", "ZRANK", "PEXPIRE"];
+
+impl RedisServer {
+    /// A server with nothing in it. Panics where `redis-server` is not installed or does not come up.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same, but keys never expire.
+    pub fn start_without_expiry() -> Self {
+        Self::start_with(&WITHOUT_EXPIRY)
+    }
+
+    fn start_with(options: &[&str]) -> Self {
+        let mut problem = String::new();
+        for _ in 0..STARTS_MAX {
+            match Self::try_start(options) {
+                Ok(server) => return server,
+                Err(why) => problem = why,
+            }
+        }
+        panic!("redis-server did not come up in {STARTS_MAX} tries: {problem}");
+    }
+
+    fn try_start(options: &[&str]) -> Result<Self, String> {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
+        let port = free.local_addr().expect("a bound socket has an address").port();
+        drop(free);
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("redis-{}-{port}", std::process::id()));
+        fs::create_dir_all(&dir).expect("the folder for tests' files can be written");
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "redis.log"])
+            .args(options)
+            .current_dir(&dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                panic!("these tests need redis-server: `apt-get install redis-server`, or run them all by `./tests/run`")
+            }
+            Err(error) => panic!("redis-server can't be started: {error}"),
+        };
+        match connect(&mut child, port) {
+            Ok(connection) => Ok(Self { child, port, dir, connection: Mutex::new(connection) }),
+            Err(why) => {
+                let log = fs::read_to_string(dir.join("redis.log")).unwrap_or_default();
+                end(&mut child, &dir);
+                Err(format!("{why}\n{log}"))
+            }
+        }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        address(self.port)
+    }
+
+    /// Asks the server, past every store. Panics where it answers with an error.
+    pub fn command(&self, words: &[&str]) -> Value {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut command = redis::Cmd::new();
+        for word in words {
+            command.arg(word);
+        }
+        command.query(&mut connection).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        end(&mut self.child, &self.dir);
+    }
+}
+
+fn address(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+/// A connection to a server that answers and is `child`: with its port taken by another test's server, that one answers.
+fn connect(child: &mut Child, port: u16) -> Result<Connection, String> {
+    let client = redis::Client::open(format!("redis://{}/", address(port))).map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + START_MAX;
+    let mut problem = String::from("no try was made");
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+            return Err(format!("it ended: {status}"));
+        }
+        match client.get_connection().and_then(|connection| answer(connection, child.id())) {
+            Ok(connection) => return Ok(connection),
+            Err(error) => problem = error.to_string(),
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Err(format!("no answer within {START_MAX:?}: {problem}"))
+}
+
+fn answer(mut connection: Connection, process: u32) -> redis::RedisResult<Connection> {
+    redis::cmd("PING").query::<()>(&mut connection)?;
+    let info: String = redis::cmd("INFO").arg("server").query(&mut connection)?;
+    if info.lines().any(|line| line == format!("process_id:{process}")) {
+        Ok(connection)
+    } else {
+        Err(redis::RedisError::from((redis::ErrorKind::Client, "another server has this port")))
+    }
+}
+
+fn end(child: &mut Child, dir: &Path) {
+    // Both fail only where it is gone already, which is what is wanted.
+    let _ = child.kill();
+    let _ = child.wait();
+    let _ = fs::remove_dir_all(dir);
+}
