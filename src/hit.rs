@@ -37,6 +37,7 @@ pub struct Hit<'a> {
     pub kind: Kind,
     pub counter: Counter<'a>,
     pub limit: Limit,
+    /// Of a descriptor's hits, all are refunds or none is.
     pub cost: Cost,
     /// The hit is recorded although it, or its request, is denied.
     pub count_denied: bool,

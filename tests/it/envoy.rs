@@ -27,7 +27,7 @@ fn get(envoy: &Envoy, client: &str) -> http::Response {
 fn five_of_twenty_requests_pass_and_the_client_passes_again_after_the_window() {
     let window = Duration::from_secs(3);
     let ratelimitd = Ratelimitd::start(&["--config", &rule(5, "3s")]);
-    let envoy = Envoy::start_with(&[ratelimitd.grpc()], upstream(), patient);
+    let envoy = Envoy::start(&[ratelimitd.grpc()], upstream(), patient);
     let started = Instant::now();
     let answers: Vec<_> = (0..20).map(|_| get(&envoy, "alice")).collect();
     assert!(started.elapsed() < window, "the machine is too slow for this test to say anything");
@@ -49,7 +49,7 @@ fn two_servers_on_one_redis_admit_exactly_the_limit_under_64_concurrent_requests
     let config = rule(5, "60s");
     let server = || Ratelimitd::start(&["--config", &config, "--redis-url", &redis.url(), "--redis-timeout", "5s"]);
     let (one, other) = (server(), server());
-    let envoy = Envoy::start_with(&[one.grpc(), other.grpc()], upstream(), patient);
+    let envoy = Envoy::start(&[one.grpc(), other.grpc()], upstream(), patient);
     for round in 0..5 {
         let client = format!("client-{round}");
         let statuses: Vec<u16> = thread::scope(|scope| {
@@ -70,7 +70,7 @@ fn envoys_own_headers_say_the_limit_what_is_left_and_when() {
     let config =
         rules_file("domain: api\ndescriptors:\n- key: client\n  rate_limit: {unit: minute, requests_per_unit: 2, name: per-client}\n");
     let ratelimitd = Ratelimitd::start(&["--config", &config]);
-    let envoy = Envoy::start_with(&[ratelimitd.grpc()], upstream(), patient);
+    let envoy = Envoy::start(&[ratelimitd.grpc()], upstream(), patient);
     let first = get(&envoy, "alice");
     assert_eq!(first.header("x-ratelimit-limit"), Some("2, 2;w=60;name=\"per-client\""));
     assert_eq!((first.header("x-ratelimit-remaining"), first.header("x-ratelimit-reset")), (Some("1"), Some("60")));
@@ -84,7 +84,7 @@ fn envoys_own_headers_say_the_limit_what_is_left_and_when() {
 #[test]
 fn all_three_sample_rules_are_reached_through_the_example_configuration() {
     let ratelimitd = Ratelimitd::start(&[]);
-    let envoy = Envoy::start_with(&[ratelimitd.grpc()], upstream(), patient);
+    let envoy = Envoy::start(&[ratelimitd.grpc()], upstream(), patient);
     let statuses = |path: &str, client: &str, times: usize| -> Vec<u16> {
         (0..times).map(|_| http::get(envoy.listener, path, &[("x-client", client)]).status).collect()
     };

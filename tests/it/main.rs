@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is the report")]
 
 mod bad_input;
+mod concurrency;
 mod envoy;
+mod exactness;
 mod grpc;
 mod http_door;
 mod is_allowed;
 mod layers;
+mod model;
 mod process;
 mod support;

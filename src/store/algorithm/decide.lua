@@ -14,10 +14,25 @@
 --          request, and the wait in us (-1: never). A request that can't be decided: its error text alone.
 local reply, filled = {}, 0
 local logs = {}
+local hits = {} -- of one request; its tables serve the next one again
 local batch, position = ARGV[1], 1
 
--- Records what the verdict leaves of a request's hits, and puts their tallies into the reply.
-local function conclude(hits, count, admitted)
+-- Puts a hit's tally into the reply: what its log is like after the request, and how long until `need` fits or, where
+-- it fitted, until the oldest hits leave.
+local function tally(log, over, limit, need)
+  local used, wait = log.after - log.base, 0
+  if used < 0 then used = used + TOTALS end
+  if over then wait = wait_for_log(log, used, limit, need)
+  elseif log.first > 0 then wait = log.first + log.window - now end
+  local at = filled
+  reply[at + 1] = over and 1 or 0
+  reply[at + 2] = used
+  reply[at + 3] = wait
+  filled = at + 3
+end
+
+-- Records what the verdict leaves of a request's hits, and only then tallies them.
+local function conclude(count, admitted)
   filled = filled + 1
   reply[filled] = admitted and 1 or 0
   for i = 1, count do
@@ -26,32 +41,27 @@ local function conclude(hits, count, admitted)
     if hit.refund == 1 then refund_log(log, hit.amount)
     elseif hit.amount > 0 then
       if admitted and not hit.out then record_in_log(log, hit.amount, hit.tick)
-      elseif hit.count_denied == 1 then record_in_log(log, hit.amount, hit.coarse_tick) end
+      elseif hit.count_denied == 1 then charge_to_log(log, hit.amount, hit.coarse_tick) end
     end
     log.asked, log.sure = 0, 0
   end
   for i = 1, count do
     local hit = hits[i]
-    local log = hit.log
-    local wait = 0
-    if hit.over then
-      -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
-      wait = wait_for_log(log, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
-    elseif log.first > 0 then wait = log.first + log.window - now end
-    reply[filled + 1], reply[filled + 2], reply[filled + 3] = hit.over and 1 or 0, minus(log.after, log.base), wait
-    filled = filled + 3
+    -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
+    tally(hit.log, hit.over, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
   end
 end
 
 while position <= #batch do
-  local hits, count = {}, 0
+  local count = 0
   local descriptor_from, descriptor_over = 1, false
   local denied, quotas, quotas_fitting = false, 0, 0
   local failure, last
+  local alone = false
   repeat
     local kind, count_denied, refund, counter, limit, window, tick, coarse_tick, need, amount, _
     _, kind, count_denied, refund, last, counter, limit, window, tick, coarse_tick, need, amount, position =
-      struct.unpack('>BBBBBHI7I7I7I7I7I7', batch, position)
+      unpack('>BBBBBHI7I7I7I7I7I7', batch, position)
     local log = logs[counter]
     if not log then
       local why
@@ -59,23 +69,41 @@ while position <= #batch do
       logs[counter] = log
       failure = failure or why
     end
-    if log then
+    if not log then
+      -- The rest of the request is read, and not decided.
+    elseif last == 2 and count == 0 and refund == 0 and not failure then
+      -- One hit is the whole request: the common case, decided without a table for it.
+      local used = log.after - log.base
+      if used < 0 then used = used + TOTALS end
+      local over = used + need > limit
+      filled = filled + 1
+      reply[filled] = (not over or kind % 2 == 1) and 1 or 0
+      if not over then
+        if amount > 0 then record_in_log(log, amount, tick) end
+      elseif count_denied == 1 and amount > 0 then charge_to_log(log, amount, coarse_tick) end
+      tally(log, over, limit, need)
+      alone = true
+      break
+    else
       local used = minus(log.after, log.base) + log.sure + log.asked
-      local hit = { log = log, over = used + need > limit, out = false, amount = amount, refund = refund,
-        count_denied = count_denied, limit = limit, need = need, tick = tick, coarse_tick = coarse_tick,
-        asked_before = log.asked }
+      count = count + 1
+      local hit = hits[count]
+      if not hit then
+        hit = {}
+        hits[count] = hit
+      end
+      hit.log, hit.over, hit.out, hit.amount, hit.refund = log, used + need > limit, false, amount, refund
+      hit.count_denied, hit.limit, hit.need, hit.asked_before = count_denied, limit, need, log.asked
+      hit.tick, hit.coarse_tick = tick, coarse_tick
       if refund == 1 then
         hit.over = false
         log.sure = log.sure - math.min(amount, used)
       elseif count_denied == 1 then
-        if used + amount > USED_MOST then hit.amount = USED_MOST - used end
-        log.sure = log.sure + hit.amount
+        log.sure = log.sure + math.min(amount, math.max(USED_MOST - used, 0))
       elseif not hit.over then
         log.asked = log.asked + amount
       end
       descriptor_over = descriptor_over or hit.over
-      count = count + 1
-      hits[count] = hit
     end
     if last > 0 then
       if descriptor_over then
@@ -94,12 +122,14 @@ while position <= #batch do
       descriptor_from, descriptor_over = count + 1, false
     end
   until last == 2
-  if failure then
+  if alone then
+    -- Concluded already.
+  elseif failure then
     filled = filled + 1
     reply[filled] = failure
     for i = 1, count do hits[i].log.asked, hits[i].log.sure = 0, 0 end
   else
-    conclude(hits, count, not denied and (quotas == 0 or quotas_fitting > 0))
+    conclude(count, not denied and (quotas == 0 or quotas_fitting > 0))
   end
 end
 

@@ -72,17 +72,16 @@ impl State {
 }
 
 fn judge(hit: &Hit<'_>, counter: &mut State) -> Judged {
-    let mut ask = LogAsk::new(hit);
-    // Below 2^53: a log holds at most 2^52, and a request's hits that fit at most the limit.
-    let used = counter.log.used().saturating_add_signed(counter.sure) + counter.asked;
+    let ask = LogAsk::new(hit);
+    // Below 2^53: a log holds at most 2^52, and a request's hits that fit at most the limit. Summed in this order, for
+    // what is given back may be what the request itself takes.
+    let used = (counter.log.used() + counter.asked).saturating_add_signed(counter.sure);
     let mut judged = Judged { ask, over: used + ask.need > ask.limit, out: false, asked_before: counter.asked };
     if hit.cost.is_refund() {
         judged.over = false;
         counter.sure -= ask.amount.min(used) as i64;
     } else if hit.count_denied {
-        ask.amount = ask.amount.min(Log::USED_MOST.saturating_sub(used));
-        judged.ask = ask;
-        counter.sure += ask.amount as i64;
+        counter.sure += ask.amount.min(Log::USED_MOST.saturating_sub(used)) as i64;
     } else if !judged.over {
         counter.asked += ask.amount;
     }
@@ -98,7 +97,8 @@ fn record(hit: &Hit<'_>, judged: &Judged, log: &mut Log, now: u64, admitted: boo
     } else if admitted && !judged.out {
         log.record(now, ask.amount, ask.tick);
     } else if hit.count_denied {
-        log.record(now, ask.amount, ask.coarse_tick);
+        let room = Log::USED_MOST - log.used();
+        log.record(now, ask.amount.min(room), ask.coarse_tick);
     }
 }
 

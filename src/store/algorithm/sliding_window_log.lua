@@ -9,6 +9,7 @@
 --   first   the time of the oldest entry still counted                  } which is the log's header
 -- Hits still counted: after - base of the header. Totals run modulo 2^53, the last whole number that Lua can count to.
 -- A hit made at `time` counts until time + window, that moment excluded.
+local call, try, pack, unpack = redis.call, redis.pcall, struct.pack, struct.unpack
 local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
 local TOTALS, USED_MOST = 9007199254740992, 4503599627370496 -- 2^53, 2^52
 
@@ -18,60 +19,58 @@ local function minus(a, b)
 end
 
 -- The log of a key as of now, or nil and why not. It is written back by write_log alone.
---   stored  the header's member in Redis where the entry being filled stands there already, else false
+--   stored  the header's member in Redis, where the entry being filled stands there already
 --   dirty   it differs from what Redis holds
 --   stale   all that Redis holds has left; left: the oldest entries have
 --   expiry  a time for which the key's expiry was set
 --   asked   hits that this request takes if it is admitted; sure: hits that it takes or gives back (-) in any case
 local function load_log(key, window)
-  local log = { key = key, window = window, time = 0, before = 0, after = 0, base = 0, first = 0, expiry = 0,
-    stored = false, dirty = false, stale = false, left = false, asked = 0, sure = 0 }
-  local found = redis.pcall('ZRANGE', key, '0', '0') -- pcall: a key of another type fails its own request alone
+  local time, before, after, base, first = 0, 0, 0, 0, 0
+  local stale, left
+  local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
   if found.err then return nil, found.err end
-  local newest = found[1]
-  if not newest then return log end
-  if #newest ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
-  local time, before, after, base, first = struct.unpack(ENTRY, newest)
-  if time <= now - window then
-    log.stale = true
-    return log
+  local stored = found[1]
+  if stored then
+    if #stored ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
+    time, before, after, base, first = unpack(ENTRY, stored)
+    if time <= now - window then
+      stored, stale, time, before, after, base, first = nil, true, 0, 0, 0, 0, 0
+    elseif time > now + window then
+      -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
+      time = now + window
+      local ahead = call('ZRANGEBYSCORE', key, '-inf', -time)
+      local _
+      _, before = unpack(ENTRY, ahead[#ahead])
+      if first > time then first = time end
+      stored = pack(ENTRY, time, before, after, base, first)
+      call('ZREMRANGEBYSCORE', key, '-inf', -time)
+      call('ZADD', key, -time, stored)
+      call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
+    elseif first <= now - window then
+      local oldest = call('ZREVRANGEBYSCORE', key, window - now - 1, '-inf', 'LIMIT', '0', '1')[1]
+      local oldest_before
+      first, oldest_before = unpack(ENTRY, oldest)
+      if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
+      left = true
+    end
   end
-  if time > now + window then
-    -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
-    time = now + window
-    local ahead = redis.call('ZRANGEBYSCORE', key, '-inf', -time)
-    local _
-    _, before = struct.unpack(ENTRY, ahead[#ahead])
-    if first > time then first = time end
-    newest = struct.pack(ENTRY, time, before, after, base, first)
-    redis.call('ZREMRANGEBYSCORE', key, '-inf', -time)
-    redis.call('ZADD', key, -time, newest)
-    redis.call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
-  elseif first <= now - window then
-    local oldest = redis.call('ZREVRANGEBYSCORE', key, window - now - 1, '-inf', 'LIMIT', '0', '1')[1]
-    local oldest_before
-    first, oldest_before = struct.unpack(ENTRY, oldest)
-    if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
-    log.left = true
-  end
-  log.time, log.before, log.after, log.base, log.first = time, before, after, base, first
-  log.stored, log.expiry = newest, time
-  return log
+  return { key = key, window = window, time = time, before = before, after = after, base = base, first = first,
+    stored = stored, stale = stale, left = left, expiry = time, asked = 0, sure = 0 }
 end
 
 local function write_log(log)
   local key, window, time = log.key, log.window, log.time
-  if log.stale then redis.call('DEL', key)
-  elseif log.left then redis.call('ZREMRANGEBYSCORE', key, window - now, '+inf') end
-  local header = struct.pack(ENTRY, time, log.before, log.after, log.base, log.first)
-  redis.call('ZADD', key, -time, header)
+  if log.stale then call('DEL', key)
+  elseif log.left then call('ZREMRANGEBYSCORE', key, window - now, '+inf') end
+  local header = pack(ENTRY, time, log.before, log.after, log.base, log.first)
+  call('ZADD', key, -time, header)
   -- After ZADD: to remove a key's only member would drop its expiry.
-  if log.stored and log.stored ~= header then redis.call('ZREM', key, log.stored) end
+  if log.stored and log.stored ~= header then call('ZREM', key, log.stored) end
   local step = window / 8 -- the expiry is set once in so long, and reaches one step further
   if time - time % step ~= log.expiry - log.expiry % step then
-    redis.call('PEXPIRE', key, math.ceil((time + window + step - now) / 1000))
+    call('PEXPIRE', key, math.ceil((time + window + step - now) / 1000))
   end
-  log.stored, log.expiry, log.dirty, log.stale, log.left = header, time, false, false, false
+  log.stored, log.expiry, log.dirty, log.stale, log.left = header, time, nil, nil, nil
 end
 
 -- Records hits at the end of the current tick, or later, in the newest entry, where time went ahead.
@@ -79,23 +78,29 @@ local function record_in_log(log, hits, tick)
   local at = now - now % tick + tick - 1
   if at > log.time then
     if log.dirty then write_log(log) end
-    log.stored, log.time, log.before = false, at, log.after
+    log.stored, log.time, log.before = nil, at, log.after
     if log.first == 0 then log.first = at end
   end
   if log.after >= TOTALS - hits then log.after = log.after - (TOTALS - hits) else log.after = log.after + hits end
   log.dirty = true
 end
 
+-- Records hits although they are denied, as far as a log can hold them.
+local function charge_to_log(log, hits, coarse_tick)
+  local room = USED_MOST - minus(log.after, log.base)
+  if room > 0 then record_in_log(log, math.min(hits, room), coarse_tick) end
+end
+
 -- The time of the oldest entry by whose leaving so many of the counted hits have left. Binary search by rank.
 local function nth_of_log(log, hits)
   if log.dirty then write_log(log) end
-  local newest, oldest = 0, redis.call('ZCOUNT', log.key, '-inf', log.window - now - 1) - 1
+  local newest, oldest = 0, call('ZCOUNT', log.key, '-inf', log.window - now - 1) - 1
   while newest < oldest do
     local rank = math.ceil((newest + oldest) / 2)
-    local _, _, after = struct.unpack(ENTRY, redis.call('ZRANGE', log.key, rank, rank)[1])
+    local _, _, after = unpack(ENTRY, call('ZRANGE', log.key, rank, rank)[1])
     if minus(after, log.base) >= hits then newest = rank else oldest = rank - 1 end
   end
-  return (struct.unpack(ENTRY, redis.call('ZRANGE', log.key, newest, newest)[1]))
+  return (unpack(ENTRY, call('ZRANGE', log.key, newest, newest)[1]))
 end
 
 -- Takes the oldest hits out, as if they had left.
@@ -103,22 +108,22 @@ local function refund_log(log, hits)
   local counted = minus(log.after, log.base)
   if hits >= counted then
     if log.first > 0 then
-      redis.call('DEL', log.key)
+      call('DEL', log.key)
       log.time, log.before, log.after, log.base, log.first, log.expiry = 0, 0, 0, 0, 0, 0
-      log.stored, log.dirty, log.stale, log.left = false, false, false, false
+      log.stored, log.dirty, log.stale, log.left = nil, nil, nil, nil
     end
   elseif hits > 0 then
     log.first = nth_of_log(log, hits + 1)
     if log.base >= TOTALS - hits then log.base = log.base - (TOTALS - hits) else log.base = log.base + hits end
-    redis.call('ZREMRANGEBYSCORE', log.key, '(' .. string.format('%.0f', -log.first), '+inf')
+    call('ZREMRANGEBYSCORE', log.key, '(' .. string.format('%.0f', -log.first), '+inf')
     if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
-    log.left, log.dirty = false, true
+    log.left, log.dirty = nil, true
   end
 end
 
--- Until `need` more hits fit, in microseconds; -1: never.
-local function wait_for_log(log, limit, need)
-  local too_many = minus(log.after, log.base) + need - limit
+-- Until `need` hits more than the `used` ones fit, in microseconds; -1: never.
+local function wait_for_log(log, used, limit, need)
+  local too_many = used + need - limit
   if need > limit then return -1 end
   if too_many <= 0 then return 0 end
   local time = log.first

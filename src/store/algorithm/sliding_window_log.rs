@@ -81,6 +81,9 @@ impl Log {
 
     /// Records hits at the end of the tick, or in the newest entry where that lies later still: time never goes back.
     pub fn record(&mut self, now: u64, hits: u64, tick: u64) {
+        if hits == 0 {
+            return;
+        }
         let at = now - now % tick + tick - 1;
         match self.entries.back_mut() {
             Some(newest) if newest.time >= at => newest.total = newest.total.wrapping_add(hits),

@@ -22,13 +22,9 @@ pub struct Envoy {
 const DEADLINE: Duration = Duration::from_secs(20);
 
 impl Envoy {
-    /// Starts Envoy by the example configuration, ports replaced, in front of these servers, and waits until it is ready.
-    pub fn start(ratelimitds: &[SocketAddr], upstream: SocketAddr) -> Self {
-        Self::start_with(ratelimitds, upstream, |config| config)
-    }
-
-    /// The same, with the configuration changed by `edit`.
-    pub fn start_with(ratelimitds: &[SocketAddr], upstream: SocketAddr, edit: impl Fn(String) -> String) -> Self {
+    /// Starts Envoy by the example configuration, ports replaced and then changed by `edit`, in front of these servers, and
+    /// waits until it is ready and knows them to be healthy.
+    pub fn start(ratelimitds: &[SocketAddr], upstream: SocketAddr, edit: impl Fn(String) -> String) -> Self {
         let (listener, admin) = (free_port(), free_port());
         let endpoint = "        - endpoint: {address: {socket_address: {address: ratelimitd, port_value: 8081}}}\n";
         let endpoints: Vec<_> =

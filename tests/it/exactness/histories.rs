@@ -1,0 +1,313 @@
+//! Random histories: the memory store, the Redis script and the plain model are asked the same and must answer the same,
+//! every time. proptest makes them from one fixed seed (`PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose others) and cuts
+//! a failing one down to the smallest that still fails.
+
+use std::cell::RefCell;
+
+use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind};
+use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, LogEntries, Window};
+use distributed_rate_limiter::store::{SteppedClock, Store};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
+
+use super::*;
+use crate::model::Model;
+
+#[derive(Clone, Debug)]
+struct History {
+    starts_at: u64,
+    /// The rules in force, a counter each.
+    rules: Vec<Spec>,
+    steps: Vec<Step>,
+}
+
+/// A counter's window, and the limits that judge it: the second is there after a reload, or is another rule's.
+#[derive(Clone, Copy, Debug)]
+struct Spec {
+    window: u64,
+    limits: [u64; 2],
+    entries: [u32; 2],
+}
+
+/// Time goes on, then some requests come at once.
+#[derive(Clone, Debug)]
+struct Step {
+    pace: Pace,
+    requests: Vec<Vec<Descriptor>>,
+}
+
+#[derive(Clone, Debug)]
+enum Pace {
+    Stay,
+    Micros(u64),
+    /// So many thousandths of the window of a counter.
+    PerMille(usize, u64),
+    /// To the moment at which the nth thing recorded on a counter leaves, or one microsecond before or after.
+    Leaving(usize, usize, i64),
+    /// To the end of the current coarse tick of a counter, or one microsecond before or after.
+    Tick(usize, i64),
+    /// To a whole multiple of a counter's window from now, or one microsecond before or after.
+    Windows(usize, u64, i64),
+}
+
+#[derive(Clone, Debug)]
+struct Descriptor {
+    kind: Kind,
+    hits: Vec<Ask>,
+}
+
+#[derive(Clone, Debug)]
+struct Ask {
+    counter: usize,
+    /// Judged by the counter's other limit.
+    other: bool,
+    cost: Weight,
+    count_denied: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Weight {
+    Take(u64),
+    /// The limit and so many more.
+    Limit(i64),
+    Refund(u64),
+    RefundLimit,
+}
+
+/// What makes all of one test's histories.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Every rule has one limit and one number of entries for good.
+    steady: bool,
+    steps: usize,
+    seed: u64,
+}
+
+const ACTIONS: [&str; 3] = ["first", "second", "third"];
+
+const SEED: u64 = 20_261_124;
+
+#[test]
+fn random_histories_in_memory_and_in_redis_end_as_in_the_plain_model() {
+    compare(Shape { steady: true, steps: 40, seed: SEED }, 220);
+}
+
+#[test]
+fn random_histories_with_changing_limits_end_as_in_the_plain_model() {
+    compare(Shape { steady: false, steps: 40, seed: SEED + 1 }, 120);
+}
+
+#[test]
+fn long_random_histories_end_as_in_the_plain_model() {
+    compare(Shape { steady: true, steps: 400, seed: SEED + 2 }, 12);
+}
+
+fn compare(shape: Shape, cases: u32) {
+    let server = RedisServer::start_without_expiry();
+    let runtime = runtime();
+    check(shape.seed, cases, history(shape), |history| {
+        server.command(&["FLUSHALL"]);
+        let clock = SteppedClock::starting_at(history.starts_at);
+        let stores = [("memory", memory_store(&clock)), ("redis", redis_store(&server, &clock))];
+        runtime.block_on(play(&history, &clock, &stores))
+    });
+}
+
+/// Runs a property over so many inputs. A failure names the seed and the smallest input that fails.
+pub(super) fn check<S: Strategy>(seed: u64, cases: u32, inputs: S, test: impl Fn(S::Value) -> Result<(), TestCaseError>)
+where
+    S::Value: std::fmt::Debug,
+{
+    let mut config = Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::default() };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    if matches!(config.rng_seed, RngSeed::Random) {
+        config.rng_seed = RngSeed::Fixed(seed);
+    }
+    let seed = config.rng_seed;
+    if let Err(failure) = TestRunner::new(config).run(&inputs, test) {
+        panic!("seed {seed:?}: {failure}");
+    }
+}
+
+async fn play(history: &History, clock: &SteppedClock, stores: &[(&str, Store)]) -> Result<(), TestCaseError> {
+    let model = RefCell::new(Model::default());
+    for (number, step) in history.steps.iter().enumerate() {
+        clock.set(step.pace.from(clock.now(), &history.rules, &model.borrow()));
+        let requests: Vec<Vec<Hit<'_>>> = step.requests.iter().map(|request| history.hits(request)).collect();
+        let expected: Vec<_> = requests.iter().map(|hits| model.borrow_mut().decide(clock.now(), hits)).collect();
+        for (store, answers) in stores {
+            let answers = together(answers, &requests).await;
+            for ((request, expected), got) in requests.iter().zip(&expected).zip(answers) {
+                let got = got.map_err(|error| TestCaseError::fail(format!("{store}, step {number}: {error}")))?;
+                if got != *expected {
+                    let (asked, now) = (request.iter().map(brief).collect::<String>(), clock.now());
+                    return Err(TestCaseError::fail(format!(
+                        "{store}, step {number}, at {now}:{asked}\nexpected {expected:?}\ngot      {got:?}\n"
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A hit in a line, for the message of a failure.
+fn brief(hit: &Hit<'_>) -> String {
+    let Hit { descriptor, kind, counter, limit, cost, count_denied } = hit;
+    let Counter { action, window, algorithm: Algorithm::SlidingWindowLog { log_entries }, .. } = counter;
+    let (limit, entries) = (limit.get(), log_entries.get());
+    let charge = if *count_denied { ", count_denied" } else { "" };
+    format!("\n  descriptor {descriptor} {kind:?}: {cost:?} on {action}, {limit} per {window} ({entries} entries){charge}")
+}
+
+impl History {
+    fn hits(&self, request: &[Descriptor]) -> Vec<Hit<'static>> {
+        let of = |(index, descriptor): (usize, &Descriptor)| {
+            let kind = descriptor.kind;
+            descriptor.hits.iter().map(|ask| ask.hit(index, kind, &self.rules)).collect::<Vec<_>>()
+        };
+        request.iter().enumerate().flat_map(of).collect()
+    }
+}
+
+impl Weight {
+    fn is_refund(&self) -> bool {
+        matches!(self, Self::Refund(_) | Self::RefundLimit)
+    }
+}
+
+impl Ask {
+    fn hit(&self, descriptor: usize, kind: Kind, rules: &[Spec]) -> Hit<'static> {
+        let at = self.counter % rules.len();
+        let rule = rules[at];
+        let limit = rule.limits[usize::from(self.other)];
+        Hit {
+            descriptor,
+            kind,
+            counter: rule.counter(at, self.other),
+            limit: Limit::new(limit).unwrap(),
+            cost: match self.cost {
+                Weight::Take(hits) => Cost::take(hits),
+                Weight::Limit(more) => Cost::take(limit.saturating_add_signed(more)),
+                Weight::Refund(hits) => Cost::refund(hits),
+                Weight::RefundLimit => Cost::refund(limit),
+            },
+            count_denied: self.count_denied,
+        }
+    }
+}
+
+impl Spec {
+    fn counter(&self, at: usize, other: bool) -> Counter<'static> {
+        Counter {
+            domain: "histories",
+            client: ["alice"].into_iter().collect(),
+            action: Action::named(ACTIONS[at]),
+            algorithm: Algorithm::SlidingWindowLog { log_entries: LogEntries::new(self.entries[usize::from(other)]).unwrap() },
+            window: Window::from_micros(self.window).unwrap(),
+        }
+    }
+}
+
+impl Pace {
+    /// The time after it. It never goes back.
+    fn from(&self, now: u64, rules: &[Spec], model: &Model) -> u64 {
+        let to = match *self {
+            Self::Stay => now,
+            Self::Micros(micros) => now + micros,
+            Self::PerMille(counter, share) => now + rules[counter % rules.len()].window * share / 1_000,
+            Self::Leaving(counter, nth, by) => {
+                let at = counter % rules.len();
+                let leaving = model.leaving(&rules[at].counter(at, false));
+                if leaving.is_empty() { now } else { leaving[nth % leaving.len()].saturating_add_signed(by) }
+            }
+            Self::Tick(counter, by) => {
+                let rule = rules[counter % rules.len()];
+                let tick = rule.window.div_ceil(u64::from(rule.entries[0]) - 1);
+                (now - now % tick + tick - 1).saturating_add_signed(by)
+            }
+            Self::Windows(counter, count, by) => (now + rules[counter % rules.len()].window * count).saturating_add_signed(by),
+        };
+        to.max(now)
+    }
+}
+
+fn history(shape: Shape) -> impl Strategy<Value = History> {
+    let offset = prop_oneof![4 => 0..DAY, 1 => Just(0)];
+    let rules = prop_oneof![2 => prop::collection::vec(spec(shape.steady), 1..=3), 3 => spec(shape.steady).prop_flat_map(move |first| {
+        // Rules of one window make more of each other's time than rules of several.
+        prop::collection::vec(spec(shape.steady).prop_map(move |spec| Spec { window: first.window, ..spec }), 1..=3)
+    })];
+    (offset, rules, prop::collection::vec(step(), 1..=shape.steps)).prop_map(|(offset, rules, steps)| History {
+        starts_at: START - START % DAY + offset,
+        rules,
+        steps,
+    })
+}
+
+fn spec(steady: bool) -> impl Strategy<Value = Spec> {
+    let window = prop::sample::select(vec![1_000, 1_001, SECOND, MINUTE, DAY]);
+    let limit = || prop::sample::select(vec![0, 1, 2, 5, 20, 300, 300]);
+    let entries = || prop::sample::select(vec![2, 3, 10, 128, 128]);
+    (window, limit(), limit(), entries(), entries()).prop_map(move |(window, limit, other_limit, entries, other_entries)| {
+        let (other_limit, other_entries) = if steady { (limit, entries) } else { (other_limit, other_entries) };
+        Spec { window, limits: [limit, other_limit], entries: [entries, other_entries] }
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let requests = prop_oneof![4 => prop::collection::vec(request(), 1), 1 => prop::collection::vec(request(), 2..=4)];
+    (pace(), requests).prop_map(|(pace, requests)| Step { pace, requests })
+}
+
+fn pace() -> impl Strategy<Value = Pace> {
+    let (counter, by) = (0..3_usize, -1..=1_i64);
+    prop_oneof![
+        6 => Just(Pace::Stay),
+        3 => prop::sample::select(vec![1, 2, 10]).prop_map(Pace::Micros),
+        6 => (counter.clone(), prop_oneof![0..20_u64, 0..300_u64, 0..1_000_u64]).prop_map(|(counter, share)| Pace::PerMille(counter, share)),
+        5 => (counter.clone(), prop_oneof![Just(0), 0..20_usize], by.clone()).prop_map(|(counter, nth, by)| Pace::Leaving(counter, nth, by)),
+        2 => (counter.clone(), by.clone()).prop_map(|(counter, by)| Pace::Tick(counter, by)),
+        1 => (counter, 1..4_u64, by).prop_map(|(counter, count, by)| Pace::Windows(counter, count, by)),
+    ]
+}
+
+fn request() -> impl Strategy<Value = Vec<Descriptor>> {
+    prop_oneof![3 => prop::collection::vec(descriptor(), 1), 2 => prop::collection::vec(descriptor(), 2..=4)]
+}
+
+fn descriptor() -> impl Strategy<Value = Descriptor> {
+    let kind = prop_oneof![5 => Just(Kind::Enforce), 2 => Just(Kind::Shadow), 2 => Just(Kind::Quota), 1 => Just(Kind::QuotaShadow)];
+    (kind, prop::collection::vec(ask(), 1..=2)).prop_map(|(kind, mut hits)| {
+        // A descriptor has one cost: it takes from all its counters or gives back to all.
+        let first = hits[0].cost.clone();
+        for ask in &mut hits {
+            if ask.cost.is_refund() != first.is_refund() {
+                ask.cost = first.clone();
+            }
+        }
+        Descriptor { kind, hits }
+    })
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let cost = prop_oneof![
+        2 => Just(Weight::Take(0)),
+        12 => Just(Weight::Take(1)),
+        4 => Just(Weight::Take(2)),
+        3 => (2..40_u64).prop_map(Weight::Take),
+        4 => (-1..=1_i64).prop_map(Weight::Limit),
+        1 => prop::sample::select(vec![1 << 52, (1 << 52) + 1, 1 << 63, u64::MAX]).prop_map(Weight::Take),
+        4 => prop::sample::select(vec![0, 1, 1, 2, 3, 7, 40, u64::MAX]).prop_map(Weight::Refund),
+        1 => Just(Weight::RefundLimit),
+    ];
+    let other = prop::bool::weighted(0.25);
+    (0..3_usize, other, cost, prop::bool::weighted(0.15)).prop_map(|(counter, other, cost, count_denied)| Ask {
+        counter,
+        other,
+        cost,
+        count_denied,
+    })
+}

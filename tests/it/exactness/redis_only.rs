@@ -1,0 +1,254 @@
+//! What only Redis has: keys, their layout, size and expiry, batches, scripts that are lost, callers that go away, and time
+//! that goes back.
+
+use super::*;
+
+fn at(descriptor: usize, hit: Hit<'static>) -> Hit<'static> {
+    Hit { descriptor, ..hit }
+}
+
+impl Bench {
+    fn entries(&self, rule: Rule) -> i64 {
+        integer(&self.server().command(&["ZCARD", &rule.key()]))
+    }
+}
+
+#[test]
+fn the_key_is_the_documented_one_and_the_only_one() {
+    let bench = Bench::redis();
+    let rule = Rule::new("login", 5, MINUTE);
+    bench.ask(&rule.hit());
+    assert_eq!(bench.keys(), [rule.key()]);
+    let Value::SimpleString(kind) = bench.server().command(&["TYPE", &rule.key()]) else { panic!("TYPE answers with a word") };
+    assert_eq!(kind, "zset");
+}
+
+#[test]
+fn a_log_of_128_entries_keeps_redis_compact_form() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", 128, MINUTE);
+    for _ in 0..128 {
+        bench.clock.step(1_000);
+        assert!(bench.ask(&rule.hit()).0);
+    }
+    assert_eq!(bench.entries(rule), 128);
+    let encoding: String = redis::from_redis_value(bench.server().command(&["OBJECT", "ENCODING", &rule.key()])).unwrap();
+    assert_eq!(encoding, "listpack");
+}
+
+#[test]
+fn a_cost_of_any_size_is_one_entry() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", Limit::MOST, MINUTE);
+    assert!(bench.ask(&rule.hits(Limit::MOST)).0);
+    assert_eq!(bench.entries(rule), 1);
+}
+
+#[test]
+fn a_log_never_holds_more_than_twice_its_entries_whatever_comes() {
+    let bench = Bench::redis();
+    for rule in [Rule { entries: 10, ..Rule::new("exact", 10, MINUTE) }, Rule { entries: 10, ..Rule::new("coarse", 1_000, MINUTE) }] {
+        let mut state = 3_u64;
+        let mut most = 0;
+        for _ in 0..1_500 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            bench.clock.step(state >> 44); // up to 1 s
+            let hit = match state >> 30 & 3 {
+                0 => rule.charge(1),
+                1 => rule.charge(20),
+                _ => rule.hit(),
+            };
+            bench.ask(&hit);
+            most = most.max(bench.entries(rule));
+        }
+        assert!((6..=20).contains(&most), "{most} entries");
+    }
+}
+
+/// Every key expires by itself: after its newest hit has left (an entry may stand a tick ahead), and at most an eighth of
+/// the window later, in milliseconds rounded up.
+#[test]
+fn every_key_expires_within_its_window_and_a_named_slack() {
+    let clock_is_the_servers = |server: &RedisServer| {
+        let options = RedisOptions { url: server.url(), timeout: TIMEOUT, clock: Clock::System };
+        Store::Redis(Redis::new(&options, StoreSeries::detached()).unwrap())
+    };
+    let server = RedisServer::start();
+    let (runtime, store) = (runtime(), clock_is_the_servers(&server));
+    for (rule, tick) in [
+        (Rule::new("exact", 5, MINUTE), 1),
+        (Rule::new("coarse", 1_000, MINUTE), MINUTE.div_ceil(127)),
+        (Rule::new("short", 5, 200_000), 1),
+    ] {
+        for hit in [rule.hit(), rule.hit(), rule.refund(1), rule.charge(20)] {
+            runtime.block_on(store.decide(&[hit], None)).unwrap();
+        }
+        let charged = rule.coarse_tick().max(tick);
+        let most = (rule.window + rule.window / 8 + charged) / 1_000 + 1;
+        let left = integer(&server.command(&["PTTL", &rule.key()]));
+        assert!(left > 0 && left as u64 <= most, "{}: {left} of at most {most}", rule.action);
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while integer(&server.command(&["EXISTS", &Rule::new("short", 5, 200_000).key()])) == 1 {
+        assert!(std::time::Instant::now() < deadline, "the key does not expire");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// In stepped time, with expiry left to Redis: while hits count, their key is never without one nor with too short a one.
+#[test]
+fn the_expiry_reaches_to_the_newest_hit_through_every_kind_of_write() {
+    let bench = Bench::on(RedisServer::start());
+    let rule = Rule::new("a", 5, DAY);
+    let mut state = 11_u64;
+    for _ in 0..500 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        bench.clock.step(state >> 31); // up to 2.4 hours, while real time stands nearly still
+        bench.ask(&match state >> 20 & 7 {
+            0 => rule.refund(1),
+            1 => rule.charge(3),
+            _ => rule.hit(),
+        });
+        if bench.used(rule) > 0 {
+            let left = integer(&bench.server().command(&["PTTL", &rule.key()]));
+            // Redis counts the time left from the write on, in real time, which stands nearly still.
+            assert!(left > 0, "the key has no expiry");
+            assert!(left as u64 * 1_000 <= DAY + DAY / 8 + rule.coarse_tick() + 1_000, "{left}");
+        }
+    }
+}
+
+#[test]
+fn a_key_of_another_type_fails_its_own_request_and_no_other_of_the_batch() {
+    let bench = Bench::redis();
+    let (broken, fine) = (Rule::new("broken", 5, MINUTE), Rule::new("fine", 5, MINUTE));
+    bench.server().command(&["SET", &broken.key(), "something else"]);
+    let answers = bench.together(&[
+        vec![fine.hit()],
+        vec![broken.hit()],
+        vec![at(0, fine.hit()), at(1, broken.hit())],
+        vec![at(0, broken.hit()), at(1, fine.hit())],
+        vec![fine.hit()],
+    ]);
+    let failed: Vec<bool> =
+        answers.iter().map(|answer| matches!(answer, Err(StoreError::Reply(why)) if why.contains("WRONGTYPE"))).collect();
+    assert_eq!(failed, [false, true, true, true, false], "{answers:?}");
+    assert_eq!(bench.used(fine), 2, "nothing of a failed request is recorded");
+    bench.server().command(&["DEL", &broken.key()]);
+    bench.server().command(&["ZADD", &broken.key(), "1", "no entry of ours"]);
+    assert!(matches!(bench.runtime.block_on(bench.store.decide(&[broken.hit()], None)), Err(StoreError::Reply(_))));
+}
+
+#[test]
+fn requests_in_flight_together_are_one_call_of_the_script() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", 40, MINUTE);
+    bench.ask(&rule.hit());
+    bench.server().command(&["CONFIG", "RESETSTAT"]);
+    let requests: Vec<_> = (0..64).map(|_| vec![rule.hit()]).collect();
+    let admitted = bench.together(&requests).into_iter().filter(|answer| answer.as_ref().is_ok_and(|verdict| verdict.admitted)).count();
+    assert_eq!(admitted, 39);
+    let stats: String = redis::from_redis_value(bench.server().command(&["INFO", "commandstats"])).unwrap();
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap();
+    assert!(calls.starts_with("1,"), "{calls}");
+}
+
+#[test]
+fn a_script_that_redis_has_forgotten_is_sent_again_and_counts_once() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", 9, MINUTE);
+    for round in 1..4 {
+        bench.server().command(&["SCRIPT", "FLUSH"]);
+        assert!(bench.ask(&rule.hit()).0);
+        assert_eq!(bench.used(rule), round);
+    }
+}
+
+#[test]
+fn a_connection_that_redis_has_closed_is_opened_anew() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", 100, MINUTE);
+    bench.ask(&rule.hit());
+    bench.server().command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    // The call that finds the connection closed may fail; the next one connects.
+    let first = bench.runtime.block_on(bench.store.decide(&[rule.hit()], None));
+    assert!(matches!(first, Ok(_) | Err(StoreError::Connection(_))), "{first:?}");
+    assert!(bench.ask(&rule.hit()).0);
+}
+
+#[test]
+fn a_caller_that_goes_away_leaves_its_hits_counted_once_and_whole_or_not_at_all() {
+    let bench = Bench::redis();
+    let (mut whole, mut none) = (0, 0);
+    for polls in 0..12 {
+        bench.server().command(&["FLUSHALL"]);
+        let rules = [Rule::new("first", 5, MINUTE), Rule::new("second", 5, MINUTE), Rule::new("third", 5, MINUTE)];
+        let hits: Vec<_> = rules.iter().enumerate().map(|(descriptor, rule)| at(descriptor, rule.hit())).collect();
+        bench.runtime.block_on(async { poll_and_drop(Box::pin(bench.store.decide(&hits, None)), polls).await });
+        bench.runtime.block_on(bench.store.drain());
+        let used = rules.map(|rule| bench.used(rule));
+        match used {
+            [1, 1, 1] => whole += 1,
+            [0, 0, 0] => none += 1,
+            half => panic!("after {polls} polls: {half:?}"),
+        }
+    }
+    assert!(whole > 0 && none > 0, "both were seen: {whole} {none}");
+}
+
+#[test]
+fn when_time_goes_back_by_less_than_a_window_hits_keep_their_times() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", 2, MINUTE);
+    bench.ask(&rule.hit());
+    bench.clock.set(START - 20 * SECOND);
+    // Recorded at the newest entry's time, since a counter's time never goes back.
+    assert!(bench.ask(&rule.hit()).0);
+    let (admitted, tally) = bench.ask(&rule.hit());
+    assert_eq!((admitted, tally.reset), (false, Duration::from_secs(80)));
+    bench.clock.set(START + MINUTE - 1);
+    assert!(!bench.ask(&rule.hit()).0);
+    bench.clock.set(START + MINUTE);
+    assert!(bench.ask(&rule.hits(2)).0);
+}
+
+#[test]
+fn when_time_goes_back_by_more_than_a_window_hits_move_to_one_window_from_now() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", 2, MINUTE);
+    for _ in 0..2 {
+        bench.ask(&rule.hit());
+        bench.clock.step(SECOND);
+    }
+    let back = START - DAY;
+    bench.clock.set(back);
+    let (admitted, tally) = bench.ask(&rule.hit());
+    assert_eq!((admitted, tally.reset), (false, Duration::from_secs(120)), "at most two windows");
+    bench.clock.set(back + 2 * MINUTE - 1);
+    assert!(!bench.ask(&rule.hit()).0);
+    bench.clock.set(back + 2 * MINUTE);
+    assert!(bench.ask(&rule.hits(2)).0);
+    assert_eq!(bench.used(rule), 2);
+}
+
+#[test]
+fn totals_run_over_2_to_the_53_without_a_trace() {
+    let bench = Bench::redis();
+    let rule = Rule { entries: 4, ..Rule::new("a", Limit::MOST, MINUTE) };
+    for round in 0..40 {
+        assert!(bench.ask(&rule.hits(Limit::MOST)).0, "round {round}");
+        assert!(!bench.ask(&rule.hit()).0);
+        if round % 3 == 0 {
+            // Freed by a refund within the same entry, so that the running total goes on.
+            assert!(bench.ask(&rule.refund(Limit::MOST - 1)).0);
+            assert!(bench.ask(&rule.hits(Limit::MOST - 1)).0);
+            assert!(!bench.ask(&rule.hit()).0);
+        }
+        assert_eq!(bench.used(rule), Limit::MOST);
+        bench.ask(&rule.refund(Limit::MOST - 1));
+        bench.clock.step(1_000);
+        assert!(bench.ask(&rule.hit()).0, "a new entry, on top of the running total");
+        bench.ask(&rule.refund(2));
+        assert_eq!(bench.used(rule), 0);
+    }
+}
