@@ -23,6 +23,6 @@ COPY --from=build /out/ /bin/
 COPY config/ /config/
 WORKDIR /
 USER 65532:65532
-# HTTP, gRPC, metrics. The admin port 6070 listens on 127.0.0.1 only.
+# HTTP, gRPC, metrics.
 EXPOSE 8080 8081 9090
 ENTRYPOINT ["/bin/ratelimitd"]

@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::descriptor::{LimitOverride, Request};
 use crate::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
 use crate::limit::{Algorithm, Cost, Limit, LimitError, Window};
-use crate::metrics::{Metrics, PolicySeries};
+use crate::metrics::{Metrics, PolicySeries, RuleSeries};
 use crate::rules::{Found, LiveRules, Match, Rules};
 use crate::store::{Memory, Store, StoreError};
 
@@ -67,7 +67,7 @@ pub struct Status {
     pub current_limit: Option<CurrentLimit>,
     /// Hits left.
     pub remaining: u64,
-    /// See [`Tally::reset`].
+    /// When over: until this cost fits. When within: until the oldest counted hit leaves, the window at most.
     pub reset: Duration,
 }
 
@@ -173,7 +173,7 @@ impl RateLimiter {
     pub async fn answer(&self, question: Question<'_>) -> Result<Answer, QuestionError> {
         let hit = question.hit()?;
         let verdict = self.ask(std::slice::from_ref(&hit), None).await?;
-        let (remaining, reset_after) = verdict.tallies.first().map_or((0, Duration::ZERO), |tally| (tally.remaining, tally.reset));
+        let (remaining, reset_after) = verdict.tallies.first().map_or((0, Duration::ZERO), |tally| (tally.remaining, reset(&hit, tally)));
         Ok(Answer { allowed: verdict.admitted, remaining, reset_after })
     }
 
@@ -283,6 +283,19 @@ impl QuestionError {
     }
 }
 
+impl Status {
+    /// A limit in shadow mode is never over; past it, nothing remains.
+    fn of(hit: &Hit<'_>, tally: &Tally, name: Option<Arc<str>>) -> Self {
+        let shadowed = tally.over && hit.kind.is_shadow();
+        Self {
+            over: tally.over && !shadowed,
+            current_limit: Some(CurrentLimit { limit: hit.limit, window: hit.counter.window, name }),
+            remaining: if shadowed { 0 } else { tally.remaining },
+            reset: reset(hit, tally),
+        }
+    }
+}
+
 impl OncePerMinute {
     fn due(&self) -> bool {
         let mut last = self.0.lock();
@@ -300,43 +313,45 @@ fn all(hits: &[Hit<'_>], tally: impl Fn(&Hit<'_>) -> Tally) -> Verdict {
     Verdict { admitted, tallies }
 }
 
+/// The wait to tell. When within, a coarse log's last tick is left out: a 60-second rule says 60, never 61.
+fn reset(hit: &Hit<'_>, tally: &Tally) -> Duration {
+    let window = Duration::from_micros(hit.counter.window.micros());
+    if tally.over { tally.reset } else { tally.reset.min(window) }
+}
+
 fn conclude(found: &Found<'_>, verdict: &Verdict) -> Decision {
     let mut tallied = found.hits.iter().zip(&verdict.tallies).peekable();
     let mut statuses = SmallVec::with_capacity(found.matches.len());
     for (index, matched) in found.matches.iter().enumerate() {
-        let rule = match matched {
-            Match::Rule(rule) => Some(rule),
-            _ => None,
-        };
         let mut status: Option<Status> = None;
         while let Some((hit, tally)) = tallied.next_if(|(hit, _)| hit.descriptor == index) {
-            if let Some(rule) = rule {
-                let (cost, series) = (hit.cost, &rule.series);
-                if !cost.is_refund() {
-                    series.total_hits.increment(cost.amount());
-                    if !tally.over {
-                        series.within_limit.increment(cost.amount());
-                    } else if hit.kind.is_shadow() {
-                        series.shadow_mode.increment(cost.amount());
-                    } else {
-                        series.over_limit.increment(cost.amount());
-                    }
-                }
+            let mut name = None;
+            if let Match::Rule(rule) = matched {
+                count(&rule.series, hit, tally);
+                name = rule.name().cloned();
             }
-            let shadowed = tally.over && hit.kind.is_shadow();
-            let current_limit =
-                CurrentLimit { limit: hit.limit, window: hit.counter.window, name: rule.and_then(|rule| rule.name().cloned()) };
-            let this = Status {
-                over: tally.over && !shadowed,
-                current_limit: Some(current_limit),
-                remaining: if shadowed { 0 } else { tally.remaining },
-                reset: tally.reset,
-            };
-            status = Some(status.map_or(this.clone(), |other| tighter(other, this)));
+            let this = Status::of(hit, tally, name);
+            status = Some(match status {
+                Some(other) => tighter(other, this),
+                None => this,
+            });
         }
         statuses.push(status.unwrap_or_default());
     }
     Decision { admitted: verdict.admitted, statuses }
+}
+
+fn count(series: &RuleSeries, hit: &Hit<'_>, tally: &Tally) {
+    if hit.cost.is_refund() {
+        return;
+    }
+    let cost = hit.cost.amount();
+    series.total_hits.increment(cost);
+    match (tally.over, hit.kind.is_shadow()) {
+        (false, _) => series.within_limit.increment(cost),
+        (true, true) => series.shadow_mode.increment(cost),
+        (true, false) => series.over_limit.increment(cost),
+    }
 }
 
 /// Of a descriptor's limits: the one over with the longest wait; else the one with the least left, then the longest wait.

@@ -187,7 +187,7 @@ impl StoreFailure {
     }
 }
 
-// The reference server's names where it has the series, so that dashboards go on working.
+// The reference server's names where it has the series.
 const TOTAL_REQUESTS: &str = "ratelimit_service_total_requests";
 const RESPONSE_TIME: &str = "ratelimit_service_response_time_seconds";
 const TOTAL_HITS: &str = "ratelimit_service_rate_limit_total_hits";

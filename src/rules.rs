@@ -36,7 +36,8 @@ pub struct RuleSpec {
     pub action: Option<String>,
     /// The keys, on the rule's own path, whose values say who is counted; instead of all the values left open.
     pub client_id: Option<Vec<String>>,
-    /// None: as the request's cost says (design: charges count, ordinary hits do not).
+    /// None: as the request's cost says. A charge (a descriptor's own hits_addend, or a cost above 1) counts, an ordinary
+    /// hit does not.
     pub count_denied: Option<bool>,
     pub kind: Kind,
     pub children: Vec<RuleSpec>,

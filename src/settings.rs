@@ -77,7 +77,7 @@ pub struct ServeArgs {
     #[arg(long, env = "ON_STORE_FAILURE", value_name = "POLICY", default_value = "local")]
     on_store_failure: FailurePolicy,
 
-    /// The most counters held in memory; beyond, the one that expires first goes
+    /// The most counters held in memory; beyond, those that expire first go
     #[arg(long, env = "MAX_COUNTERS", value_name = "NUMBER", default_value = "1000000", value_parser = positive)]
     max_counters: usize,
 
@@ -174,9 +174,9 @@ const REDIS_TIMEOUT_SENSIBLE: Duration = Duration::from_millis(15);
 
 /// Settings of the reference server that would change answers, with the value that asks for nothing special. Any other
 /// value is refused until it is supported.
-const REFUSED: [(&str, &[&str]); 15] = [
+const REFUSED: [(&str, &[&str]); 12] = [
     ("CONFIG_TYPE", &["FILE"]),
-    ("REDIS_TYPE", &["SINGLE", "single"]),
+    ("REDIS_TYPE", &["SINGLE"]),
     ("REDIS_AUTH", &[]),
     ("REDIS_TLS", FALSE),
     ("REDIS_PERSECOND", FALSE),
@@ -187,13 +187,11 @@ const REFUSED: [(&str, &[&str]); 15] = [
     ("LIMIT_RESPONSE_HEADERS_ENABLED", FALSE),
     ("RESPONSE_DYNAMIC_METADATA", FALSE),
     ("GRPC_SERVER_USE_TLS", FALSE),
-    ("RATELIMIT_DOMAIN", &[]),
-    ("REDIS_HEALTH_CHECK_ACTIVE_CONNECTION", FALSE),
-    ("HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED", FALSE),
 ];
 
-/// Settings of the reference server that change no answer. Named in one warning where they are set.
-const IGNORED: [&str; 24] = [
+/// Settings of the reference server that change no answer. Named in one warning where they are set. (REDIS_SOCKET_TYPE and
+/// USE_PROMETHEUS need no word: REDIS_URL shows what it is, and Prometheus is always on.)
+const IGNORED: [&str; 28] = [
     "USE_STATSD",
     "USE_DOG_STATSD",
     "STATSD_HOST",
@@ -201,6 +199,8 @@ const IGNORED: [&str; 24] = [
     "EXTRA_TAGS",
     "DISABLE_STATS",
     "PROMETHEUS_MAPPER_YAML",
+    "PROMETHEUS_RESPONSE_TIME_AS_MILLISECONDS",
+    "FORCE_START_WITHOUT_INITIAL_CONFIG",
     "NEAR_LIMIT_RATIO",
     "DEBUG_HOST",
     "DEBUG_PORT",
@@ -216,12 +216,14 @@ const IGNORED: [&str; 24] = [
     "REDIS_PIPELINE_WINDOW",
     "REDIS_PIPELINE_LIMIT",
     "REDIS_CLUSTER_PIPELINE_PARALLELISM",
+    "REDIS_HEALTH_CHECK_ACTIVE_CONNECTION",
+    "HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED",
     "TRACING_ENABLED",
     "MEMCACHE_HOST_PORT",
 ];
 
-/// As Go reads booleans.
-const FALSE: &[&str] = &["0", "f", "F", "false", "FALSE", "False"];
+/// As Go reads booleans; case does not matter here.
+const FALSE: &[&str] = &["0", "f", "false"];
 
 impl ServeArgs {
     pub fn log(&self) -> (LogLevel, LogFormat) {
@@ -236,7 +238,7 @@ impl ServeArgs {
         let mut warnings = unsupported(&environment)?;
         let store = self.store(&mut warnings)?;
         Ok(Settings {
-            grpc: match &self.grpc_uds {
+            grpc: match self.grpc_uds.as_ref().filter(|path| !path.as_os_str().is_empty()) {
                 Some(path) => Address::Unix(path.clone()),
                 None => Address::Tcp(address("GRPC_HOST", &self.grpc_host, self.grpc_port)?),
             },
@@ -264,7 +266,7 @@ impl ServeArgs {
             return self.config;
         }
         let default_root = PathBuf::from(RUNTIME_ROOT);
-        match self.runtime_root.or_else(|| default_root.is_dir().then_some(default_root)) {
+        match self.runtime_root.filter(|root| !root.as_os_str().is_empty()).or_else(|| default_root.is_dir().then_some(default_root)) {
             Some(root) => vec![root.join(self.runtime_subdirectory.unwrap_or_default()).join(self.runtime_appdirectory)],
             None => vec![PathBuf::from("config")],
         }
@@ -272,7 +274,7 @@ impl ServeArgs {
 
     fn store(&self, warnings: &mut Vec<String>) -> Result<StoreSettings, SettingsError> {
         let url = self.redis_url.clone().filter(|url| !url.is_empty());
-        match (self.backend_type.as_deref(), url) {
+        match (self.backend_type.as_deref().filter(|store| !store.is_empty()), url) {
             (Some("memory"), _) | (None, None) => Ok(StoreSettings::Memory),
             (Some("redis") | None, Some(url)) => {
                 if self.redis_timeout > REDIS_TIMEOUT_SENSIBLE {
@@ -302,7 +304,7 @@ impl fmt::Debug for StoreSettings {
 fn unsupported(environment: &impl Fn(&str) -> Option<String>) -> Result<Vec<String>, SettingsError> {
     let set = |name: &str| environment(name).filter(|value| !value.is_empty());
     for (name, harmless) in REFUSED {
-        if set(name).is_some_and(|value| !harmless.contains(&value.as_str())) {
+        if set(name).is_some_and(|value| !harmless.iter().any(|harmless| harmless.eq_ignore_ascii_case(&value))) {
             return Err(SettingsError(format!(
                 "{name} is not supported yet by this version, and to ignore it would change answers: unset it"
             )));
@@ -386,7 +388,7 @@ mod tests {
     #[test]
     fn settings_of_the_reference_server_are_never_passed_over_in_silence() {
         assert!(settle(&[], &[("SHADOW_MODE", "true")]).unwrap_err().to_string().contains("SHADOW_MODE"));
-        assert!(settle(&[], &[("SHADOW_MODE", "false"), ("REDIS_TYPE", "SINGLE")]).unwrap().warnings.is_empty());
+        assert!(settle(&[], &[("SHADOW_MODE", "False"), ("REDIS_TYPE", "single"), ("REDIS_AUTH", "")]).unwrap().warnings.is_empty());
         let warnings = settle(&[], &[("USE_STATSD", "true"), ("DEBUG_PORT", "6070")]).unwrap().warnings;
         assert_eq!(warnings, ["set, but without effect here: USE_STATSD, DEBUG_PORT"]);
     }

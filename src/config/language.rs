@@ -105,8 +105,8 @@ struct Reader<'r, 'f> {
     report: &'r mut Report<'f>,
     /// The keys and values from the top down to the rule being read, itself included.
     path: Vec<(String, Option<String>)>,
-    /// What the domain's rules count each action with, and where the first of them stands.
-    counters: HashMap<String, (Window, Algorithm, usize)>,
+    /// The window in which the domain's rules count each action, and where the first of them stands.
+    counters: HashMap<String, (Window, usize)>,
 }
 
 /// A map's known keys. A null value is as good as none, so that `descriptors:` may be left empty.
@@ -307,14 +307,14 @@ impl Reader<'_, '_> {
     fn compare_counters(&mut self, place: Place, action: Option<&str>, rate_limit: &RateLimit) {
         let path = self.path.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
         let action = action.map_or_else(|| Action::of_path(path), Action::named).to_string();
-        let (window, algorithm) = (rate_limit.window, rate_limit.algorithm);
+        let window = rate_limit.window;
         match self.counters.get(&action) {
             None => {
-                self.counters.insert(action, (window, algorithm, place.line));
+                self.counters.insert(action, (window, place.line));
             }
-            Some((first, algorithm_there, line)) if (*first, *algorithm_there) != (window, algorithm) => {
+            Some((first, line)) if *first != window => {
                 let what = format!(
-                    "the action `{action}` has another window or log_entries in line {line}, so each is counted apart: \
+                    "the action `{action}` has another window in line {line}, so each is counted apart: \
                      make them the same, or name two actions"
                 );
                 self.report.warning(place, what);

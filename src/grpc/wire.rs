@@ -1,8 +1,6 @@
 //! Protobuf messages to plain requests, and decisions to protobuf messages: the shapes, units and roundings of Envoy's
 //! protocol, and nothing else. Strings move over, they are not copied.
 
-use std::time::Duration;
-
 use super::pb::rate_limit_response::rate_limit::Unit;
 use super::pb::rate_limit_response::{Code, DescriptorStatus, RateLimit};
 use super::pb::{self, RateLimitResponse, RateLimitUnit, rate_limit_descriptor};
@@ -53,7 +51,7 @@ fn status(status: &Status) -> DescriptorStatus {
         code: code(status.over).into(),
         current_limit: Some(rate_limit(current)),
         limit_remaining: if status.over { 0 } else { clamp(status.remaining) },
-        duration_until_reset: Some(pb::Duration { seconds: reset_seconds(status, current.window), nanos: 0 }),
+        duration_until_reset: Some(pb::Duration { seconds: reset_seconds(status), nanos: 0 }),
         ..DescriptorStatus::default()
     }
 }
@@ -78,15 +76,10 @@ fn rate_limit(current: &CurrentLimit) -> RateLimit {
     RateLimit { name, requests_per_unit: clamp(current.limit.get()), unit: unit.into() }
 }
 
-/// Whole seconds, rounded up since Envoy cuts fractions off; at least 1 when over. When within, a coarse log's last tick
-/// is left out: a 60-second rule says 60, never 61.
-fn reset_seconds(status: &Status, window: Window) -> i64 {
-    let ceil = |duration: Duration| duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
-    let seconds = match status.over {
-        true => ceil(status.reset).max(1),
-        false => ceil(status.reset.min(Duration::from_micros(window.micros()))),
-    };
-    i64::try_from(seconds).unwrap_or(i64::MAX)
+/// Whole seconds, rounded up since Envoy cuts fractions off; at least 1 when over.
+fn reset_seconds(status: &Status) -> i64 {
+    let seconds = status.reset.as_secs() + u64::from(status.reset.subsec_nanos() > 0);
+    i64::try_from(seconds.max(u64::from(status.over))).unwrap_or(i64::MAX)
 }
 
 fn clamp(number: u64) -> u32 {
@@ -95,6 +88,8 @@ fn clamp(number: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn within(window: &str, reset: Duration) -> Status {
@@ -109,7 +104,6 @@ mod tests {
             (encoded.limit_remaining, encoded.duration_until_reset.unwrap().seconds, encoded.current_limit.unwrap().unit)
         };
         assert_eq!(shown(&within("1m", Duration::from_millis(59_001))), (u32::MAX, 60, Unit::Minute as i32));
-        assert_eq!(shown(&within("1m", Duration::from_millis(60_400))), (u32::MAX, 60, Unit::Minute as i32));
         assert_eq!(shown(&within("5m", Duration::ZERO)), (u32::MAX, 0, Unit::Unknown as i32));
         let over = Status { over: true, ..within("250ms", Duration::from_micros(1)) };
         assert_eq!(shown(&over), (0, 1, Unit::Unknown as i32));

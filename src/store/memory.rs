@@ -79,8 +79,12 @@ impl Memory {
             shards[home.shard].put(home, counter.log);
         }
         for shard in &mut shards {
-            while shard.len() > self.counters_per_shard && shard.evict_first() {
-                self.series.evictions.increment(1);
+            while shard.len() > self.counters_per_shard {
+                // Only a counter that still holds hits is a loss.
+                if shard.sweep(now, 1) == 0 {
+                    shard.evict_first();
+                    self.series.evictions.increment(1);
+                }
             }
         }
         verdict
@@ -141,6 +145,7 @@ mod tests {
     use super::*;
     use crate::hit::{Action, Counter, Kind};
     use crate::limit::{Algorithm, Cost, Limit, Window};
+    use crate::metrics::Metrics;
     use crate::store::SteppedClock;
 
     fn hit(client: &'static str, window: Window) -> Hit<'static> {
@@ -155,19 +160,21 @@ mod tests {
     }
 
     #[test]
-    fn when_full_the_counter_that_expires_first_goes() {
-        let (memory, clock) = store(3);
+    fn when_full_the_counter_that_expires_first_goes_and_is_counted() {
+        let (clock, metrics) = (SteppedClock::starting_at(1_000_000_000), Metrics::new().unwrap());
+        let memory = Memory::new(3, Clock::Stepped(clock.clone()), metrics.store("memory"));
         memory.decide(&[hit("long", Window::DAY)]);
         memory.decide(&[hit("short", Window::MINUTE)]);
         memory.decide(&[hit("shortest", Window::SECOND)]);
         clock.step(2_000_000);
-        // Its hit has left and it came back: its expiry has moved behind that of `short`.
-        assert!(memory.decide(&[hit("shortest", Window::HOUR)]).admitted);
+        // What has expired makes room first, and that is no loss.
+        assert!(memory.decide(&[hit("other", Window::HOUR)]).admitted);
         assert!(memory.decide(&[hit("new", Window::HOUR)]).admitted);
         assert_eq!(memory.len(), 3);
         assert!(!memory.decide(&[hit("long", Window::DAY)]).admitted);
         assert!(!memory.decide(&[hit("new", Window::HOUR)]).admitted);
         assert!(memory.decide(&[hit("short", Window::MINUTE)]).admitted, "it expired first, so it went");
+        assert!(metrics.render().contains("ratelimit_store_evictions{store=\"memory\"} 2\n"), "{}", metrics.render());
     }
 
     #[test]

@@ -120,6 +120,9 @@ impl Redis {
     }
 
     fn enqueue(&self, hits: &[Hit<'_>]) -> Result<oneshot::Receiver<Result<Verdict, StoreError>>, StoreError> {
+        if hits.len() > batch::HITS_MAX {
+            return Err(StoreError::Reply(format!("{} hits in one request; at most {} can be asked", hits.len(), batch::HITS_MAX)));
+        }
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { asks: batch::asks(hits), reply };
         let mut queue = self.0.queue.lock();

@@ -54,9 +54,9 @@ impl Shard {
         }
     }
 
-    /// Lets the counter go that expires first. False where there is none.
-    pub fn evict_first(&mut self) -> bool {
-        self.pop_first(u64::MAX)
+    /// Lets the counter go that expires first, if there is any.
+    pub fn evict_first(&mut self) {
+        self.pop_first(u64::MAX);
     }
 
     /// Lets counters go that have expired by now, `most` of them at most, and says how many went.

@@ -38,6 +38,9 @@ pub(super) struct Batch {
 /// The script's number for the sliding-window log.
 const SLIDING_WINDOW_LOG: u8 = 1;
 
+/// The most hits of one request: the script is told a hit's counter in two bytes.
+pub(super) const HITS_MAX: usize = 65_535;
+
 /// Bytes of one hit on a log.
 const HIT_SIZE: usize = 5 + 2 + 6 * 7;
 
@@ -69,8 +72,8 @@ impl Batch {
             for ask in asks {
                 let place = *places.entry(&ask.key).or_insert_with(|| {
                     batch.keys.push(ask.key.clone());
-                    // A batch has far fewer counters than 2^16: MAX_DESCRIPTORS bounds a lone request's.
-                    u16::try_from(batch.keys.len()).unwrap_or(u16::MAX)
+                    // It fits: a batch has a few hundred hits, or is one request of HITS_MAX at most.
+                    batch.keys.len() as u16
                 });
                 ask.write(place, &mut batch.hits);
             }
