@@ -15,7 +15,7 @@ use crate::descriptor::{LimitOverride, Request};
 use crate::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
 use crate::limit::{Algorithm, Cost, Limit, LimitError, Window};
 use crate::metrics::{Metrics, PolicySeries, RuleSeries};
-use crate::rules::{Found, LiveRules, Match, Rules};
+use crate::rules::{Found, LiveRules, Match};
 use crate::store::{Memory, Store, StoreError};
 
 /// Decides requests by live rules on a store. One for each runtime; what they share, their stores and rules share.
@@ -149,7 +149,7 @@ impl RateLimiter {
     /// # Errors
     /// The store gave no answer, and the failure policy is `error`.
     pub async fn decide(&self, request: &Request, within: Option<Duration>) -> Result<Decision, StoreError> {
-        let rules: Arc<Rules> = self.rules.current();
+        let rules = self.rules.current();
         let found = rules.find(request);
         self.note(request, &found);
         let verdict = self.ask(&found.hits, within).await?;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
@@ -256,9 +256,9 @@ impl LiveRules {
         Self(ArcSwap::from_pointee(rules))
     }
 
-    /// The set in force now.
-    pub fn current(&self) -> Arc<Rules> {
-        self.0.load_full()
+    /// The set in force now. No count is shared between threads for it, unless a request holds it for very long.
+    pub fn current(&self) -> Guard<Arc<Rules>> {
+        self.0.load()
     }
 
     /// Puts another set in force, for requests that begin from now on.

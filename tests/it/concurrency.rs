@@ -1,8 +1,7 @@
-//! Many askers at once on few counters, in real time: the hits that a store recorded show, by the store's own timestamps,
+//! Many askers at once on few counters of one Redis, in real time: the hits that it recorded show, by its own timestamps,
 //! that no window anywhere held more than the limit. And that is what the askers were told.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,21 +10,21 @@ use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind};
 use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, Window};
 use distributed_rate_limiter::metrics::StoreSeries;
 use distributed_rate_limiter::store::redis::RedisOptions;
-use distributed_rate_limiter::store::{Clock, Memory, Redis, Store};
+use distributed_rate_limiter::store::{Clock, Redis, Store};
 use redis::Value;
 
 use crate::support::redis::RedisServer;
 
 const LIMIT: u64 = 50;
-const WINDOW: u64 = 300_000;
+const WINDOW: u64 = 1_000_000;
 const CLIENTS: [&str; 3] = ["alice", "bob", "carol"];
 
 /// Servers' worth of askers: threads with a runtime and a store of their own each.
 const SERVERS: usize = 4;
 const TASKS: usize = 50;
-const FOR: Duration = Duration::from_secs(3);
+const FOR: Duration = Duration::from_secs(5);
 
-/// More often than a window ends, so that no entry is gone before it was seen.
+/// Far more often than a window ends, so that no entry is gone before it was seen, however slow the machine.
 const LOOK_EVERY: Duration = Duration::from_millis(30);
 
 /// An entry of the log: time, total before, total after.
@@ -103,7 +102,7 @@ fn no_window_holds_more_than_the_limit_by_redis_own_timestamps() {
             assert!(held <= LIMIT, "{held} hits in the window that ends at {at}");
         }
         let windows = u64::try_from(FOR.as_micros()).unwrap() / WINDOW;
-        assert!(total > (windows - 4) * LIMIT, "the limit was used: {total}");
+        assert!(total >= (windows - 2) * LIMIT, "the limit was used: {total}");
     }
 }
 
@@ -118,42 +117,5 @@ fn look(server: &RedisServer, seen: &mut [BTreeSet<Seen>; 3]) {
             let number = |at: usize| member[at * 7..at * 7 + 7].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
             seen.insert((number(0), number(1), number(2)));
         }
-    }
-}
-
-/// Memory has no entries to look at: what the askers were admitted, by times that enclose each decision, tells enough. A
-/// window of the store's that held too much lies within the same span of the askers'.
-#[test]
-fn threads_on_one_memory_store_are_never_admitted_more_than_the_windows_allow() {
-    let store = Store::Memory(Arc::new(Memory::new(1_000, Clock::System, StoreSeries::detached())));
-    for _ in 0..40 {
-        let stop = AtomicBool::new(false);
-        let admitted = [const { AtomicU64::new(0) }; 3];
-        let started = Instant::now();
-        thread::scope(|scope| {
-            for _ in 0..SERVERS {
-                scope.spawn(|| hammer(&store, &stop, &admitted));
-            }
-            thread::sleep(Duration::from_millis(40));
-            stop.store(true, Ordering::Relaxed);
-        });
-        let windows = started.elapsed().as_micros() as u64 / WINDOW + 1;
-        for admitted in &admitted {
-            assert!(admitted.load(Ordering::Relaxed) <= windows * LIMIT);
-        }
-    }
-    let stop = AtomicBool::new(false);
-    let admitted = [const { AtomicU64::new(0) }; 3];
-    thread::sleep(Duration::from_micros(WINDOW + 1_000));
-    let started = Instant::now();
-    thread::scope(|scope| {
-        for _ in 0..SERVERS {
-            scope.spawn(|| hammer(&store, &stop, &admitted));
-        }
-        thread::sleep(Duration::from_micros(WINDOW / 2));
-        stop.store(true, Ordering::Relaxed);
-    });
-    if started.elapsed() < Duration::from_micros(WINDOW) {
-        assert_eq!(admitted.map(AtomicU64::into_inner), [LIMIT; 3], "within one window: the limit, neither more nor less");
     }
 }

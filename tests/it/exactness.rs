@@ -2,8 +2,12 @@
 //! plain model (`model.rs`), and what only Redis has: its keys, their layout, expiry and size, batches, callers that go
 //! away and time that goes back. Time is stepped; nothing here waits for it.
 
+mod bounded_log;
 mod cases;
+mod clocks;
+mod crowds;
 mod histories;
+mod layout;
 mod redis_only;
 
 use std::future::{Future, poll_fn};

@@ -3,11 +3,13 @@
 
 mod bad_input;
 mod concurrency;
+mod demo;
 mod envoy;
 mod exactness;
 mod grpc;
 mod http_door;
 mod is_allowed;
+mod istio;
 mod layers;
 mod model;
 mod process;
