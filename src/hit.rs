@@ -65,7 +65,8 @@ pub struct Tally {
     /// What is left of the limit, never below 0.
     pub remaining: u64,
     /// When within: until the oldest counted entry leaves, 0 if there is none. When over: until this cost fits, if
-    /// nobody else takes it; the window where it never can.
+    /// nobody else takes it, together with what the request's earlier hits that fitted asked of the same counter, since
+    /// all of it is asked again; the window where it never can.
     pub reset: Duration,
 }
 

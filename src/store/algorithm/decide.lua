@@ -1,4 +1,4 @@
--- Decides a batch of requests, in order, each as a whole. Twin of the frame in memory.rs.
+-- Decides a batch of requests, in order, each as a whole. Twin of decide.rs.
 --
 -- KEYS     the batch's counters, each once.
 -- ARGV[1]  the batch's hits, back to back. Big-endian, a byte each where not said otherwise:
