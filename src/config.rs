@@ -185,7 +185,7 @@ impl Found {
                 }
             }
             Ok(_) => self.file(path, Path::new(path.file_name().unwrap_or_default())),
-            Err(error) => self.problems.push(unplaced(path, error)),
+            Err(error) => self.problems.push(unplaced(path, format!("{error}: name a rules file, or a folder of them, that can be read"))),
         }
     }
 
