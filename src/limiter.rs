@@ -199,7 +199,10 @@ impl RateLimiter {
             FailurePolicy::Local => Ok(self.fallback.memory.decide(hits)),
             FailurePolicy::Allow => Ok(all(hits, |hit| Tally { over: false, remaining: hit.limit.get(), reset: Duration::ZERO })),
             // Nothing is known of the counter, and the store may be back soon.
-            FailurePolicy::Deny => Ok(all(hits, |_| Tally { over: true, remaining: 0, reset: Duration::from_secs(1) })),
+            FailurePolicy::Deny => {
+                let over = |hit: &Hit<'_>| !hit.cost.is_refund();
+                Ok(all(hits, |hit| Tally { over: over(hit), remaining: 0, reset: Duration::from_secs(1) }))
+            }
             FailurePolicy::Error => Err(error),
         }
     }

@@ -107,7 +107,7 @@ pub enum RulesError {
     EmptyKey { parent: String },
     #[error("the rule `{path}` is there twice")]
     DuplicateRule { path: String },
-    #[error("client_id of the rule `{path}` names `{key}`, which is no key on its path")]
+    #[error("client_id of the rule `{path}` names `{key}`, which is no key on its path, or more than one")]
     UnknownClientKey { path: String, key: String },
 }
 
@@ -298,11 +298,12 @@ fn open_client(path: &Path<'_>) -> Box<[ClientPart]> {
     parts.into()
 }
 
-/// The parts that the keys name, in the order of their naming; or the key that is not on the path.
+/// The parts that the keys name, in the order of their naming; or the key that is not on the path, or there twice.
 fn named_client(path: &Path<'_>, keys: &[String]) -> Result<Box<[ClientPart]>, String> {
     let mut parts = Vec::new();
     for wanted in keys {
-        let depth = path.iter().position(|(key, _)| key == wanted).ok_or_else(|| wanted.clone())?;
+        let mut depths = path.iter().enumerate().filter(|(_, (key, _))| key == wanted).map(|(depth, _)| depth);
+        let (Some(depth), None) = (depths.next(), depths.next()) else { return Err(wanted.clone()) };
         if wanted.contains('*') {
             parts.push(ClientPart::Key(depth));
         }

@@ -79,11 +79,11 @@ impl Server {
         }
         let metrics = Arc::new(Metrics::new()?);
         let rules = Arc::new(load_rules(&settings.rules, &metrics)?);
+        let (stores, memory) = stores(&settings, &metrics)?;
         let grpc = Listener::bind("gRPC", &settings.grpc).await?;
         let http = Listener::bind("HTTP", &Address::Tcp(settings.http)).await?;
         let metrics_page = bind_metrics_page(settings.metrics).await?;
 
-        let (stores, memory) = stores(&settings, &metrics)?;
         // A memory store always answers: its fallback is itself.
         let fallback = memory.unwrap_or_else(|| Arc::new(Memory::new(settings.counters_max, Clock::System, metrics.store("fallback"))));
         let (health, _) = tonic_health::server::health_reporter();
@@ -120,7 +120,7 @@ impl Server {
     ///
     /// # Errors
     /// A listener or a thread ended by itself.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let threads = Arc::new(self.threads);
         let mut doors = JoinSet::new();
         doors.spawn(listener::deal(self.grpc, Protocol::Grpc, Arc::clone(&threads)));
@@ -142,6 +142,10 @@ impl Server {
         info!(delay = ?self.shutdown_delay, "stopping: not serving any more, listeners stay open for the delay");
         sleep(self.shutdown_delay).await;
         doors.shutdown().await;
+        // Ends the streams of those who watch it, which would hold the drain up.
+        for service in ["", HEALTH_SERVICE] {
+            self.health.clear_service_status(service).await;
+        }
         thread::drain(&threads).await;
         info!("stopped");
         Ok(())

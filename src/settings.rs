@@ -2,13 +2,13 @@
 //! what it means. Where the reference server has a variable for the same thing, its name and meaning are taken; those of
 //! its settings that this server does not have are named, never passed over in silence.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::descriptor::RequestBounds;
 use crate::limit::parse_duration;
@@ -22,15 +22,15 @@ pub struct ServeArgs {
     config: Vec<PathBuf>,
 
     /// Root of the rules folder, as the reference server has it; the default is taken where it exists
-    #[arg(long, env = "RUNTIME_ROOT", value_name = "PATH")]
+    #[arg(long, env = "RUNTIME_ROOT", value_name = "PATH", value_parser = path)]
     runtime_root: Option<PathBuf>,
 
     /// Folder below the root
-    #[arg(long, env = "RUNTIME_SUBDIRECTORY", value_name = "PATH")]
+    #[arg(long, env = "RUNTIME_SUBDIRECTORY", value_name = "PATH", value_parser = path)]
     runtime_subdirectory: Option<PathBuf>,
 
     /// Folder below that, with the rules in it
-    #[arg(long, env = "RUNTIME_APPDIRECTORY", value_name = "PATH", default_value = "config")]
+    #[arg(long, env = "RUNTIME_APPDIRECTORY", value_name = "PATH", default_value = "config", value_parser = path)]
     runtime_appdirectory: PathBuf,
 
     /// Address for gRPC
@@ -42,7 +42,7 @@ pub struct ServeArgs {
     grpc_port: u16,
 
     /// Path of a Unix socket for gRPC, instead of address and port
-    #[arg(long, env = "GRPC_UDS", value_name = "PATH")]
+    #[arg(long, env = "GRPC_UDS", value_name = "PATH", value_parser = path)]
     grpc_uds: Option<PathBuf>,
 
     /// Address for HTTP: /json, /v1/is_allowed, /healthcheck
@@ -102,11 +102,11 @@ pub struct ServeArgs {
     shutdown_delay: Duration,
 
     /// error, warn, info, debug or trace
-    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", ignore_case = true)]
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     log_level: LogLevel,
 
     /// text or json
-    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "text", ignore_case = true)]
+    #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "text", value_parser = log_format)]
     log_format: LogFormat,
 }
 
@@ -244,11 +244,7 @@ impl ServeArgs {
             },
             http: address("HOST", &self.host, self.port)?,
             metrics: prometheus_address(&self.prometheus_addr)?,
-            metrics_path: if self.prometheus_path.starts_with('/') {
-                self.prometheus_path.clone()
-            } else {
-                return Err(SettingsError(format!("PROMETHEUS_PATH must begin with a slash, not `{}`", self.prometheus_path)));
-            },
+            metrics_path: prometheus_path(&self.prometheus_path)?,
             store,
             on_store_failure: self.on_store_failure,
             counters_max: self.max_counters,
@@ -267,7 +263,10 @@ impl ServeArgs {
         }
         let default_root = PathBuf::from(RUNTIME_ROOT);
         match self.runtime_root.filter(|root| !root.as_os_str().is_empty()).or_else(|| default_root.is_dir().then_some(default_root)) {
-            Some(root) => vec![root.join(self.runtime_subdirectory.unwrap_or_default()).join(self.runtime_appdirectory)],
+            Some(root) => {
+                let below = |folder: PathBuf| folder.strip_prefix("/").map(Path::to_owned).unwrap_or(folder);
+                vec![root.join(below(self.runtime_subdirectory.unwrap_or_default())).join(below(self.runtime_appdirectory))]
+            }
             None => vec![PathBuf::from("config")],
         }
     }
@@ -330,13 +329,39 @@ fn prometheus_address(text: &str) -> Result<SocketAddr, SettingsError> {
     address("PROMETHEUS_ADDR", host, port.parse().map_err(|_| refuse())?)
 }
 
+/// The router reads braces and stars as patterns.
+fn prometheus_path(text: &str) -> Result<String, SettingsError> {
+    if text.starts_with('/') && !text.contains(['{', '}', '*']) {
+        Ok(text.to_owned())
+    } else {
+        Err(SettingsError(format!("PROMETHEUS_PATH must begin with a slash and hold no brace or star, not `{text}`")))
+    }
+}
+
+/// Takes an empty one, which compose files and charts set for a variable that nobody filled in: it is as good as unset.
+fn path(text: &str) -> Result<PathBuf, Infallible> {
+    Ok(PathBuf::from(text))
+}
+
+fn log_level(text: &str) -> Result<LogLevel, String> {
+    if text.is_empty() {
+        Ok(LogLevel::Info)
+    } else {
+        LogLevel::from_str(text, true).map_err(|_| "error, warn, info, debug or trace".to_owned())
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    if text.is_empty() { Ok(LogFormat::Text) } else { LogFormat::from_str(text, true).map_err(|_| "text or json".to_owned()) }
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text).map_err(|error| error.to_string())?;
     if duration.is_zero() { Err("must be more than 0".to_owned()) } else { Ok(duration) }
 }
 
 fn positive(text: &str) -> Result<usize, String> {
-    match usize::from_str(text) {
+    match text.parse::<usize>() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err("must be a positive integer".to_owned()),
     }
@@ -407,5 +432,23 @@ mod tests {
         assert_eq!(settle(&["--config", "a", "--config", "b"], &[]).unwrap().rules, [PathBuf::from("a"), PathBuf::from("b")]);
         let root = settle(&["--runtime-root", "/r", "--runtime-subdirectory", "s"], &[]).unwrap().rules;
         assert_eq!(root, [PathBuf::from("/r/s/config")]);
+        let slashed = settle(&["--runtime-root", "/r", "--runtime-subdirectory", "/s", "--runtime-appdirectory", "/a"], &[]).unwrap().rules;
+        assert_eq!(slashed, [PathBuf::from("/r/s/a")], "below the root all the same");
+    }
+
+    #[test]
+    fn an_empty_setting_is_as_good_as_unset() {
+        let empty = [
+            "--runtime-root=",
+            "--runtime-subdirectory=",
+            "--grpc-uds=",
+            "--redis-url=",
+            "--backend-type=",
+            "--log-level=",
+            "--log-format=",
+        ];
+        let settings = settle(&empty, &[]).unwrap();
+        assert_eq!((settings.rules, settings.grpc), (vec![PathBuf::from("config")], Address::Tcp("0.0.0.0:8081".parse().unwrap())));
+        assert!(settle(&["--prometheus-path", "/{x"], &[]).is_err() && settle(&["--prometheus-path", "x"], &[]).is_err());
     }
 }

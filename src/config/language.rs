@@ -291,7 +291,12 @@ impl Reader<'_, '_> {
         let mut keys: Vec<String> = Vec::with_capacity(items.len());
         for item in items {
             let Some(key) = self.text("client_id", item) else { continue };
-            if !self.path.iter().any(|(known, _)| *known == key) {
+            let times = self.path.iter().filter(|(known, _)| *known == key).count();
+            if times > 1 {
+                let what =
+                    format!("`{key}` stands {times} times on the way to this rule and does not say which is meant: leave `client_id` out");
+                self.report.problem(item.place, what);
+            } else if times == 0 {
                 let path: Vec<_> = self.path.iter().map(|(key, _)| format!("`{key}`")).collect();
                 let what = format!("`{key}` is no key on the way to this rule: choose from {}", path.join(", "));
                 self.report.problem(item.place, what);

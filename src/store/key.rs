@@ -10,14 +10,16 @@ use crate::limit::Algorithm;
 /// To be raised with every change of the key's or a counter's layout, so that two versions never misread each other.
 const LAYOUT_VERSION: &str = "1";
 
-/// A client or an action longer than this, in bytes, stands as its hash.
+/// A domain, a client or an action longer than this, in bytes, stands as its hash.
 const KEY_MAX: usize = 256;
 
 pub(super) fn encode(counter: &Counter<'_>) -> Box<[u8]> {
     let mut key = String::with_capacity(96);
     key.push_str(LAYOUT_VERSION);
     key.push('{');
+    let domain = key.len();
     escape(counter.domain, &mut key);
+    shorten(&mut key, domain);
     let client = key.len();
     for value in &counter.client {
         key.push('|');
@@ -108,6 +110,9 @@ mod tests {
         assert!(key.len() < 200 && key.starts_with("1{api%#"), "{key}");
         assert_ne!(key, text("api", &[&other], Action::named(&long)));
         assert_ne!(key, text("api", &[&long], Action::named(&other)));
+        assert!(text(&long, &[&long], Action::named(&long)).len() < 260);
+        assert_ne!(text(&long, &[], Action::named("x")), text(&other, &[], Action::named("x")));
+        assert_ne!(text(&long, &[], Action::named("x")), text("", &[&long[1..]], Action::named("x")));
         assert_ne!(text("api", &[&long, ""], Action::named("x")), text("api", &[&long], Action::named("x")));
     }
 }

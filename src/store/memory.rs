@@ -41,7 +41,7 @@ const SHARDS_MAX: usize = 64;
 /// A shard is worth its own lock from so many counters on.
 const COUNTERS_PER_SHARD_MIN: usize = 1_024;
 
-/// The most expired counters that one hold of a shard's lock sweeps away.
+/// The most counters that a sweep looks at under one hold of a shard's lock.
 const SWEEP_MAX: usize = 256;
 
 impl Memory {
@@ -81,7 +81,7 @@ impl Memory {
         for shard in &mut shards {
             while shard.len() > self.counters_per_shard {
                 // Only a counter that still holds hits is a loss.
-                if shard.sweep(now, 1) == 0 {
+                if !shard.drop_expired(now) {
                     shard.evict_first();
                     self.series.evictions.increment(1);
                 }
@@ -95,7 +95,7 @@ impl Memory {
         let now = self.clock.now();
         let mut held = 0;
         for shard in &self.shards {
-            while shard.lock().sweep(now, SWEEP_MAX) == SWEEP_MAX {}
+            while shard.lock().sweep(now, SWEEP_MAX) {}
             held += shard.lock().len();
         }
         self.series.counters.set(held as f64);

@@ -134,22 +134,26 @@ impl Redis {
             queue.taken_care_of = true;
             // A task of its own, so that a caller that goes away breaks no batch. What is ready to run now runs before it
             // and joins its batch.
-            tokio::spawn(Caretaker(Arc::clone(&self.0)).run());
+            tokio::spawn(Caretaker { redis: Arc::clone(&self.0), finished: false }.run());
         }
         Ok(answer)
     }
 }
 
 /// Sends batches until the queue is empty.
-struct Caretaker(Arc<Inner>);
+struct Caretaker {
+    redis: Arc<Inner>,
+    /// It has left the queue to the next one who asks.
+    finished: bool,
+}
 
 impl Caretaker {
-    async fn run(self) {
+    async fn run(mut self) {
         while let Some(requests) = self.next_batch() {
             let batch = Batch::new(requests.iter().map(|waiting| waiting.asks.as_slice()));
-            let verdicts = match timeout(self.0.timeout, self.send(&batch)).await {
+            let verdicts = match timeout(self.redis.timeout, self.send(&batch)).await {
                 Ok(verdicts) => verdicts,
-                Err(_) => Err(StoreError::Deadline(self.0.timeout)),
+                Err(_) => Err(StoreError::Deadline(self.redis.timeout)),
             };
             match verdicts {
                 Ok(verdicts) => requests.into_iter().zip(verdicts).for_each(|(waiting, verdict)| waiting.answer(verdict)),
@@ -159,14 +163,14 @@ impl Caretaker {
     }
 
     async fn send(&self, batch: &Batch) -> Result<Vec<Result<Verdict, StoreError>>, StoreError> {
-        let mut link = self.0.links.get().await.map_err(|error| StoreError::Connection(format!("{error:?}")))?;
+        let mut link = self.redis.links.get().await.map_err(|error| StoreError::Connection(format!("{error:?}")))?;
         let reply = Link::call(&mut link, batch).await?;
         batch.read(reply)
     }
 
     /// The requests of the next batch, in the order of their arrival; None leaves the queue to the next one who asks.
-    fn next_batch(&self) -> Option<Vec<Waiting>> {
-        let mut queue = self.0.queue.lock();
+    fn next_batch(&mut self) -> Option<Vec<Waiting>> {
+        let mut queue = self.redis.queue.lock();
         let (mut requests, mut hits) = (Vec::new(), 0);
         while let Some(waiting) = queue.waiting.pop_front() {
             if waiting.reply.is_closed() {
@@ -181,6 +185,7 @@ impl Caretaker {
         }
         if requests.is_empty() {
             queue.taken_care_of = false;
+            self.finished = true;
             return None;
         }
         Some(requests)
@@ -188,11 +193,10 @@ impl Caretaker {
 }
 
 impl Drop for Caretaker {
-    /// However the task ends, the next request finds the queue open.
+    /// However the task ends (its runtime may be gone), the next one who asks finds the queue open.
     fn drop(&mut self) {
-        let mut queue = self.0.queue.lock();
-        if queue.taken_care_of && std::thread::panicking() {
-            queue.taken_care_of = false;
+        if !self.finished {
+            self.redis.queue.lock().taken_care_of = false;
         }
     }
 }

@@ -24,7 +24,7 @@ const SERVERS: usize = 4;
 const TASKS: usize = 50;
 const FOR: Duration = Duration::from_secs(5);
 
-/// Far more often than a window ends, so that no entry is gone before it was seen, however slow the machine.
+/// Far more often than a window ends, so that no entry is gone before it was seen, unless the machine stands still for a second.
 const LOOK_EVERY: Duration = Duration::from_millis(30);
 
 /// An entry of the log: time, total before, total after.

@@ -59,6 +59,22 @@ fn on_sigterm_and_sigint_it_says_not_serving_stays_open_for_the_delay_and_exits_
 }
 
 #[test]
+fn whoever_watches_its_health_is_told_and_does_not_hold_the_end_up() {
+    let mut server = Ratelimitd::start(&[]);
+    let client = Client::connect(server.grpc());
+    let check = HealthCheckRequest { service: "ratelimit".to_owned() };
+    let watch = client.runtime.block_on(HealthClient::new(client.channel.clone()).watch(check));
+    let mut told = watch.unwrap().into_inner();
+    let first = client.runtime.block_on(told.message()).unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
+    server.signal("TERM");
+    assert!(server.wait_for_exit().success());
+    assert!(!server.log().iter().any(|line| line["message"].as_str().is_some_and(|message| message.contains("still under way"))));
+    let next = client.runtime.block_on(told.message()).unwrap();
+    assert!(next.is_none_or(|status| status.status() == ServingStatus::NotServing));
+}
+
+#[test]
 fn calls_under_way_finish_when_it_stops() {
     let redis = RedisServer::start();
     let config = rules_file("domain: d\ndescriptors:\n- key: k\n  rate_limit: {limit: 1, window: 1h}\n");
@@ -66,11 +82,11 @@ fn calls_under_way_finish_when_it_stops() {
     let client = Client::connect(server.grpc());
     assert!(client.admits(request("d", vec![descriptor(&[("k", "warm")])])));
     // The call hangs in Redis while the server stops, and is answered all the same, by Redis.
-    redis.command(&["CLIENT", "PAUSE", "1500", "ALL"]);
+    redis.command(&["CLIENT", "PAUSE", "2500", "ALL"]);
     let (service, asked) = (client.service(), request("d", vec![descriptor(&[("k", "x")]), descriptor(&[("k", "warm")])]));
     let mut service = service;
     let call = client.runtime.spawn(async move { service.should_rate_limit(asked).await });
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(700));
     server.signal("TERM");
     let answer = client.runtime.block_on(call).unwrap().unwrap().into_inner();
     assert_eq!(answer.statuses.iter().map(|status| status.code).collect::<Vec<_>>(), [1, 2]);

@@ -26,6 +26,13 @@ struct Slot {
     log: Log,
 }
 
+/// What came of the note that was first in the order of expiry.
+enum Popped {
+    Gone,
+    /// The counter was hit again since it was noted.
+    Later,
+}
+
 impl Shard {
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -56,33 +63,41 @@ impl Shard {
 
     /// Lets the counter go that expires first, if there is any.
     pub fn evict_first(&mut self) {
-        self.pop_first(u64::MAX);
+        while let Some(Popped::Later) = self.pop_first(u64::MAX) {}
     }
 
-    /// Lets counters go that have expired by now, `most` of them at most, and says how many went.
-    pub fn sweep(&mut self, now: u64, most: usize) -> usize {
-        (0..most).take_while(|_| self.pop_first(now)).count()
+    /// Lets counters go that have expired by now, after `most` looks at the latest. Says whether that was not enough.
+    pub fn sweep(&mut self, now: u64, most: usize) -> bool {
+        (0..most).all(|_| self.pop_first(now).is_some())
     }
 
-    /// Removes the counter that expires first, if it has expired by `time`.
-    fn pop_first(&mut self, time: u64) -> bool {
-        while let Some(Reverse((noted, place))) = self.expiries.peek().copied() {
-            if noted > time {
-                return false;
+    /// Whether the counter that expires first has expired by now; then it is let go.
+    pub fn drop_expired(&mut self, now: u64) -> bool {
+        loop {
+            match self.pop_first(now) {
+                Some(Popped::Later) => {}
+                popped => return popped.is_some(),
             }
-            let expiry = self.slots.get(place).map_or(0, |slot| slot.log.newest_leaves(slot.window));
-            self.expiries.pop();
-            if expiry > noted {
-                self.expiries.push(Reverse((expiry, place)));
-                continue;
-            }
-            if let Some(slot) = self.slots.try_remove(place)
-                && let Ok(entry) = self.places.find_entry(slot.hash, |other| *other == place)
-            {
-                entry.remove();
-            }
-            return true;
         }
-        false
+    }
+
+    /// Looks at what is noted to expire first, if that is by `time`: removes the counter, or notes its later expiry.
+    fn pop_first(&mut self, time: u64) -> Option<Popped> {
+        let Reverse((noted, place)) = self.expiries.peek().copied()?;
+        if noted > time {
+            return None;
+        }
+        let expiry = self.slots.get(place).map_or(0, |slot| slot.log.newest_leaves(slot.window));
+        self.expiries.pop();
+        if expiry > noted {
+            self.expiries.push(Reverse((expiry, place)));
+            return Some(Popped::Later);
+        }
+        if let Some(slot) = self.slots.try_remove(place)
+            && let Ok(entry) = self.places.find_entry(slot.hash, |other| *other == place)
+        {
+            entry.remove();
+        }
+        Some(Popped::Gone)
     }
 }

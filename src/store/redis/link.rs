@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
@@ -25,7 +26,12 @@ pub(super) struct Link {
     clock: Clock,
     /// None until first used, and while a call is under way: a call that is cut off leaves nothing to be misread.
     connection: Option<MultiplexedConnection>,
+    used: Instant,
 }
+
+/// A connection idle for longer is asked for a PING before a batch goes out on it: it may have been cut meanwhile, and a
+/// batch that is lost on the way must not be sent again.
+const IDLE_MAX: Duration = Duration::from_millis(500);
 
 /// A script and its hash.
 struct Script {
@@ -55,7 +61,7 @@ impl ManageConnection for Links {
     type Error = Infallible;
 
     async fn connect(&self) -> Result<Link, Infallible> {
-        Ok(Link { client: self.client.clone(), clock: self.clock.clone(), connection: None })
+        Ok(Link { client: self.client.clone(), clock: self.clock.clone(), connection: None, used: Instant::now() })
     }
 
     async fn is_valid(&self, _: &mut Link) -> Result<(), Infallible> {
@@ -71,10 +77,11 @@ impl Link {
     /// Has the script decide a batch. The script is sent whole only where Redis says that it doesn't know it: then it did
     /// not run, so no hit is counted twice.
     pub async fn call(&mut self, batch: &Batch) -> Result<Value, StoreError> {
-        let mut connection = match self.connection.take() {
+        let mut connection = match self.alive().await {
             Some(connection) => connection,
             None => self.connect().await?,
         };
+        self.used = Instant::now();
         let script = self.script();
         let mut answer = self.command("EVALSHA", &script.hash, batch).query_async(&mut connection).await;
         if let Err(error) = &answer
@@ -94,6 +101,15 @@ impl Link {
                 Err(StoreError::from(error))
             }
         }
+    }
+
+    /// The connection, if there is one that answers.
+    async fn alive(&mut self) -> Option<MultiplexedConnection> {
+        let mut connection = self.connection.take()?;
+        if self.used.elapsed() > IDLE_MAX {
+            redis::cmd("PING").query_async::<Value>(&mut connection).await.ok()?;
+        }
+        Some(connection)
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
