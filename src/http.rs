@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use serde_json::{Map, Value, json};
 
-use crate::grpc::{AskError, Door};
-use crate::limiter::{Question, QuestionError, RateLimiter};
+use crate::grpc::Door;
+use crate::limiter::{Question, QuestionError, RateLimiter, whole_seconds};
 use crate::metrics::{MethodSeries, Metrics};
 
 /// What the routes need. `serving` turns false when the server is about to stop.
@@ -60,9 +60,7 @@ async fn json_door(State(door): State<Arc<HttpDoor>>, body: Bytes) -> Response {
             (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
         }
         // The reference answers 400 to everything that has no answer, a failing store included.
-        Err(error @ (AskError::Json(_) | AskError::Request(_) | AskError::Store(_))) => {
-            (StatusCode::BAD_REQUEST, format!("Bad Request: {error}\n")).into_response()
-        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("Bad Request: {error}\n")).into_response(),
     };
     door.json.answered(started.elapsed());
     response
@@ -94,9 +92,7 @@ async fn answer(limiter: &RateLimiter, body: &[u8]) -> Response {
     };
     match limiter.answer(question).await {
         Ok(answer) => {
-            // Rounded up, so that whoever waits so long is not early; at least 1 when refused.
-            let seconds = answer.reset_after.as_secs() + u64::from(answer.reset_after.subsec_nanos() > 0);
-            let seconds = if answer.allowed { seconds } else { seconds.max(1) };
+            let seconds = whole_seconds(answer.reset_after, !answer.allowed);
             let body = json!({"allowed": answer.allowed, "remaining": answer.remaining, "reset_after_seconds": seconds});
             json_response(StatusCode::OK, &body)
         }

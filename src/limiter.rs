@@ -316,6 +316,12 @@ fn all(hits: &[Hit<'_>], tally: impl Fn(&Hit<'_>) -> Tally) -> Verdict {
     Verdict { admitted, tallies }
 }
 
+/// A wait in whole seconds, as both doors tell it: rounded up, so that whoever waits so long is not early, and at least 1
+/// when over.
+pub fn whole_seconds(reset: Duration, over: bool) -> u64 {
+    (reset.as_secs() + u64::from(reset.subsec_nanos() > 0)).max(u64::from(over))
+}
+
 /// The wait to tell. When within, a coarse log's last tick is left out: a 60-second rule says 60, never 61.
 fn reset(hit: &Hit<'_>, tally: &Tally) -> Duration {
     let window = Duration::from_micros(hit.counter.window.micros());

@@ -6,7 +6,7 @@ use super::pb::rate_limit_response::{Code, DescriptorStatus, RateLimit};
 use super::pb::{self, RateLimitResponse, RateLimitUnit, rate_limit_descriptor};
 use crate::descriptor::{Descriptor, Entry, LimitOverride, Request, RequestBounds, RequestError};
 use crate::limit::{Limit, Window};
-use crate::limiter::{CurrentLimit, Decision, Status};
+use crate::limiter::{CurrentLimit, Decision, Status, whole_seconds};
 
 /// # Errors
 /// A request that may not be asked: see [`RequestError`].
@@ -47,11 +47,12 @@ fn status(status: &Status) -> DescriptorStatus {
     let Some(current) = &status.current_limit else {
         return DescriptorStatus { code: code(false).into(), ..DescriptorStatus::default() };
     };
+    let seconds = whole_seconds(status.reset, status.over);
     DescriptorStatus {
         code: code(status.over).into(),
         current_limit: Some(rate_limit(current)),
         limit_remaining: if status.over { 0 } else { clamp(status.remaining) },
-        duration_until_reset: Some(pb::Duration { seconds: reset_seconds(status), nanos: 0 }),
+        duration_until_reset: Some(pb::Duration { seconds: seconds.try_into().unwrap_or(i64::MAX), nanos: 0 }),
         ..DescriptorStatus::default()
     }
 }
@@ -74,12 +75,6 @@ fn rate_limit(current: &CurrentLimit) -> RateLimit {
     };
     let name = current.name.as_deref().unwrap_or_default().to_owned();
     RateLimit { name, requests_per_unit: clamp(current.limit.get()), unit: unit.into() }
-}
-
-/// Whole seconds, rounded up since Envoy cuts fractions off; at least 1 when over.
-fn reset_seconds(status: &Status) -> i64 {
-    let seconds = status.reset.as_secs() + u64::from(status.reset.subsec_nanos() > 0);
-    i64::try_from(seconds.max(u64::from(status.over))).unwrap_or(i64::MAX)
 }
 
 fn clamp(number: u64) -> u32 {

@@ -37,6 +37,15 @@ async fn true_while_the_client_has_done_the_action_fewer_than_limit_times_in_the
 }
 
 #[tokio::test]
+async fn a_60_second_limit_says_60_after_its_first_hit_also_where_hits_share_ticks() {
+    // At the first microsecond of a tick, so that the hit is recorded almost a whole tick ahead.
+    let clock = SteppedClock::starting_at(60_000_000_u64.div_ceil(127) * 3_000_000_000);
+    let limiter = limiter(Store::Memory(Arc::new(Memory::new(1_000, Clock::Stepped(clock), StoreSeries::detached()))));
+    let question = Question { domain: "", client_id: "alice", action: "a", limit: 1_000, time_window: 60, cost: 1 };
+    assert_eq!(limiter.answer(question).await.unwrap().reset_after, std::time::Duration::from_secs(60));
+}
+
+#[tokio::test]
 async fn bad_input_is_a_typed_error() {
     let limiter = limiter(Store::Memory(Arc::new(Memory::new(1_000, Clock::System, StoreSeries::detached()))));
     assert_eq!(limiter.is_allowed("", "a", 1, 1).await, Err(QuestionError::EmptyClientId));
