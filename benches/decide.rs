@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use distributed_rate_limiter::config;
+use distributed_rate_limiter::config::{self, LoadOptions};
 use distributed_rate_limiter::descriptor::{Descriptor, Entry, Request, RequestBounds};
-use distributed_rate_limiter::limiter::{FailurePolicy, Fallback, RateLimiter};
+use distributed_rate_limiter::hit::FailurePolicy;
+use distributed_rate_limiter::limiter::{Fallback, RateLimiter};
 use distributed_rate_limiter::metrics::Metrics;
 use distributed_rate_limiter::rules::{LiveRules, Rules};
 use distributed_rate_limiter::store::{Clock, Memory, Store};
@@ -25,7 +26,7 @@ fn rules(count: usize) -> Rules {
         text.push_str(&format!("- key: path\n  value: /v1/resource/{number}\n  descriptors:\n"));
         text.push_str("  - key: client\n    rate_limit: {unit: minute, requests_per_unit: 100}\n");
     }
-    config::parse(&[(PathBuf::from("bench.yaml"), text)]).map_err(|problems| problems.to_string()).unwrap().rules
+    config::parse(&[(PathBuf::from("bench.yaml"), text)], LoadOptions::default()).map_err(|problems| problems.to_string()).unwrap().rules
 }
 
 fn request(path: usize, client: usize) -> Request {

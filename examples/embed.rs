@@ -9,9 +9,10 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use distributed_rate_limiter::config;
+use distributed_rate_limiter::config::{self, LoadOptions};
 use distributed_rate_limiter::descriptor::{Descriptor, Entry, Request, RequestBounds};
-use distributed_rate_limiter::limiter::{FailurePolicy, Fallback, RateLimiter};
+use distributed_rate_limiter::hit::FailurePolicy;
+use distributed_rate_limiter::limiter::{Fallback, RateLimiter};
 use distributed_rate_limiter::metrics::Metrics;
 use distributed_rate_limiter::rules::LiveRules;
 use distributed_rate_limiter::store::{Clock, Memory, Store};
@@ -38,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let fallback = Fallback { policy: FailurePolicy::Local, memory };
 
     // A mistake in the rules is an error that names the text, the line and the column. The text's name is ours to choose.
-    let loaded = config::parse(&[(PathBuf::from("embed.yaml"), RULES.to_owned())])?;
+    let loaded = config::parse(&[(PathBuf::from("embed.yaml"), RULES.to_owned())], LoadOptions::default())?;
     let rules = Arc::new(LiveRules::new(loaded.rules.counted_in(&metrics)));
 
     let limiter = RateLimiter::new(rules, store, fallback, metrics);

@@ -2,7 +2,7 @@
 //! folders, files, domains across files, and how a problem reads; `config::yaml` knows the format and `config::language` what may be
 //! written in it. Nothing of a file leaves here but validated rules.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -10,16 +10,27 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::rules::Rules;
+use crate::rules::{DomainSpec, Limits, RuleSpec, Rules};
 
 mod language;
+mod lints;
+mod scalars;
 mod yaml;
+
+use language::Described;
 
 /// A file larger than this is not read: it is no rules file, and its tree would cost many times its size.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// How deep folders of rules may lie in each other.
 pub const MAX_FOLDER_DEPTH: usize = 32;
+
+/// How files are put together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Several files may describe one domain: their rules at the top are put together, in the files' order.
+    pub merge_domains: bool,
+}
 
 /// Rules that loaded, and what to tell about them.
 pub struct Loaded {
@@ -54,21 +65,21 @@ pub struct Problems(Vec<Problem>);
 ///
 /// # Errors
 /// Every problem of every file, a missing or unreadable one included.
-pub fn load(paths: &[PathBuf]) -> Result<Loaded, Problems> {
+pub fn load(paths: &[PathBuf], options: LoadOptions) -> Result<Loaded, Problems> {
     let mut found = Found::default();
     for path in paths {
         found.path(path);
     }
-    compile(found.sources, found.problems, found.warnings)
+    compile(found.sources, found.problems, found.warnings, options)
 }
 
 /// The same from texts in memory, each with the name to call it in problems.
 ///
 /// # Errors
 /// Every problem of every text.
-pub fn parse(files: &[(PathBuf, String)]) -> Result<Loaded, Problems> {
+pub fn parse(files: &[(PathBuf, String)], options: LoadOptions) -> Result<Loaded, Problems> {
     let source = |(file, text): &(PathBuf, String)| Source { name: file.clone(), file: file.clone(), text: text.clone() };
-    compile(files.iter().map(source).collect(), Vec::new(), Vec::new())
+    compile(files.iter().map(source).collect(), Vec::new(), Vec::new(), options)
 }
 
 impl fmt::Display for Problem {
@@ -115,24 +126,17 @@ impl Report<'_> {
     }
 }
 
-fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<Problem>) -> Result<Loaded, Problems> {
-    let mut domains = Vec::new();
-    let mut homes: HashMap<String, (&Path, usize)> = HashMap::new();
+fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<Problem>, options: LoadOptions) -> Result<Loaded, Problems> {
+    let mut domains = Domains { options, all: Vec::new(), places: HashMap::new() };
     for Source { file, text, .. } in &sources {
         let mut report = Report { file, problems: Vec::new(), warnings: Vec::new() };
-        if let Some((spec, place)) = yaml::read(text, &mut report).and_then(|root| language::domain(&root, &mut report)) {
-            if let Some((first, line)) = homes.get(&spec.name) {
-                let (name, first) = (&spec.name, first.display());
-                let what = format!("the domain `{name}` is already at {first}:{line}: put all its rules into one file");
-                report.problem(place, what);
-            } else {
-                homes.insert(spec.name.clone(), (file.as_path(), place.line));
-                domains.push(spec);
-            }
+        if let Some(described) = yaml::read(text, &mut report).and_then(|root| language::domain(&root, &mut report)) {
+            domains.add(described, &mut report);
         }
         problems.append(&mut report.problems);
         warnings.append(&mut report.warnings);
     }
+    warnings.extend(domains.unknown_names());
     // What an anchor holds is read once for each alias, and says the same thing each time.
     for said in [&mut problems, &mut warnings] {
         said.sort();
@@ -141,9 +145,91 @@ fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<P
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
-    let hash = hash(&sources);
-    let rules = Rules::new(domains).map_err(|error| Problems(vec![unplaced(Path::new("rules"), error)]))?;
-    Ok(Loaded { rules, warnings, files: sources.len(), hash })
+    let specs = domains.all.into_iter().map(|domain| domain.spec).collect();
+    let rules = Rules::new(specs).map_err(|error| Problems(vec![unplaced(Path::new("rules"), error)]))?;
+    Ok(Loaded { rules, warnings, files: sources.len(), hash: hash(&sources) })
+}
+
+/// The domains of all files.
+struct Domains<'s> {
+    options: LoadOptions,
+    all: Vec<Domain<'s>>,
+    places: HashMap<String, usize>,
+}
+
+/// One domain, of one file or several.
+struct Domain<'s> {
+    spec: DomainSpec,
+    file: &'s Path,
+    line: usize,
+    /// Where its rules at the top stand.
+    rules: HashMap<(String, Option<String>), (&'s Path, usize)>,
+    /// The names that are replaced, and where.
+    replaced: Vec<(&'s Path, yaml::Place, String)>,
+}
+
+impl<'s> Domains<'s> {
+    fn add(&mut self, described: Described, report: &mut Report<'s>) {
+        let file = report.file;
+        let Described { mut spec, place, rules: places, replaced } = described;
+        let replaced = replaced.into_iter().map(|(place, name)| (file, place, name));
+        let named = |(rule, place): (&RuleSpec, &yaml::Place)| ((rule.key.clone(), rule.value.clone()), (file, place.line));
+        let Some(known) = self.places.get(&spec.name).and_then(|place| self.all.get_mut(*place)) else {
+            self.places.insert(spec.name.clone(), self.all.len());
+            let rules = spec.rules.iter().zip(&places).map(named).collect();
+            return self.all.push(Domain { spec, file, line: place.line, rules, replaced: replaced.collect() });
+        };
+        if !self.options.merge_domains {
+            let (name, first, line) = (&spec.name, known.file.display(), known.line);
+            let what =
+                format!("the domain `{name}` is already at {first}:{line}: put all its rules into one file, or set MERGE_DOMAIN_CONFIG");
+            return report.problem(place, what);
+        }
+        for (rule, place) in spec.rules.drain(..).zip(places) {
+            if let Some((first, line)) = known.rules.get(&(rule.key.clone(), rule.value.clone())) {
+                let (rule, first) = (language::shown(&rule), first.display());
+                report.problem(place, format!("`{rule}` of this domain is already at {first}:{line}: put both into one"));
+                continue;
+            }
+            known.rules.extend([named((&rule, &place))]);
+            known.spec.rules.push(rule);
+        }
+        known.replaced.extend(replaced);
+        let both = [
+            (!spec.default.is_empty() && !known.spec.default.is_empty(), "default"),
+            (spec.on_store_failure.is_some() && known.spec.on_store_failure.is_some(), "on_store_failure"),
+        ];
+        for (_, key) in both.into_iter().filter(|(both, _)| *both) {
+            let (first, name) = (known.file.display(), &spec.name);
+            report.problem(place, format!("the domain `{name}` has a `{key}` in another file too, such as {first}: keep one"));
+        }
+        if known.spec.default.is_empty() {
+            known.spec.default = spec.default;
+        }
+        known.spec.on_store_failure = known.spec.on_store_failure.or(spec.on_store_failure);
+    }
+
+    /// Warns of each name that is replaced and that no limit has.
+    fn unknown_names(&self) -> Vec<Problem> {
+        let mut warnings = Vec::new();
+        for Domain { spec, replaced, .. } in self.all.iter().filter(|domain| !domain.replaced.is_empty()) {
+            let mut names = HashSet::new();
+            spec.rules.iter().for_each(|rule| names_below(rule, &mut names));
+            names.extend(spec.default.iter().filter_map(|limit| limit.name.as_deref()));
+            for (file, place, name) in replaced.iter().filter(|(_, _, name)| !names.contains(name.as_str())) {
+                let message = format!("`{name}` is the name of no limit in this domain, so nothing is replaced: correct or remove it");
+                warnings.push(Problem { file: (*file).to_owned(), line: place.line, column: place.column, message });
+            }
+        }
+        warnings
+    }
+}
+
+fn names_below<'s>(rule: &'s RuleSpec, names: &mut HashSet<&'s str>) {
+    if let Limits::All(limits) = &rule.limits {
+        names.extend(limits.iter().filter_map(|limit| limit.name.as_deref()));
+    }
+    rule.children.iter().for_each(|child| names_below(child, names));
 }
 
 fn unplaced(file: &Path, message: impl fmt::Display) -> Problem {
@@ -267,7 +353,7 @@ mod tests {
     }
 
     fn refused(files: &[(&str, &str)]) -> String {
-        parse(&texts(files)).err().unwrap().to_string()
+        parse(&texts(files), LoadOptions::default()).err().unwrap().to_string()
     }
 
     /// A folder of its own for one test, empty at its start.
@@ -281,7 +367,8 @@ mod tests {
     #[test]
     fn every_invalid_fixture_is_refused_with_exactly_the_expected_problems() {
         for file in fixtures("invalid") {
-            let problems = load(std::slice::from_ref(&file)).err().unwrap_or_else(|| panic!("{} loaded", file.display()));
+            let problems =
+                load(std::slice::from_ref(&file), LoadOptions::default()).err().unwrap_or_else(|| panic!("{} loaded", file.display()));
             assert_eq!(said(problems.as_slice(), &file), expected(&file, "expected"), "{}", file.display());
         }
     }
@@ -289,7 +376,7 @@ mod tests {
     #[test]
     fn every_valid_fixture_loads_with_exactly_the_expected_warnings() {
         for file in fixtures("valid") {
-            let loaded = load(std::slice::from_ref(&file)).unwrap_or_else(|problems| panic!("{problems}"));
+            let loaded = load(std::slice::from_ref(&file), LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
             assert_eq!(said(&loaded.warnings, &file), expected(&file, "expected-warnings"), "{}", file.display());
         }
     }
@@ -297,13 +384,14 @@ mod tests {
     #[test]
     fn all_valid_fixtures_load_together_from_their_folder() {
         let files = fixtures("valid");
-        let loaded = load(&files).unwrap_or_else(|problems| panic!("{problems}"));
+        let loaded = load(&files, LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!((loaded.files, loaded.rules.counts().0), (files.len(), files.len()));
     }
 
     #[test]
     fn the_sample_rules_load_without_a_word() {
-        let loaded = load(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("config")]).unwrap_or_else(|problems| panic!("{problems}"));
+        let loaded = load(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("config")], LoadOptions::default())
+            .unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!(loaded.warnings, []);
     }
 
@@ -319,7 +407,7 @@ mod tests {
     fn a_domain_in_two_files_names_the_first() {
         assert_eq!(
             refused(&[("a.yaml", "# a\ndomain: x\n"), ("b.yaml", "domain: x\n")]),
-            "b.yaml:1:9: the domain `x` is already at a.yaml:2: put all its rules into one file"
+            "b.yaml:1:9: the domain `x` is already at a.yaml:2: put all its rules into one file, or set MERGE_DOMAIN_CONFIG"
         );
     }
 
@@ -327,7 +415,7 @@ mod tests {
     fn a_missing_path_and_a_byte_that_is_not_utf8_are_problems() {
         let folder = folder("unreadable");
         fs::write(folder.join("latin1.yaml"), b"domain: x\n# caf\xe9\n").unwrap();
-        let told = load(&[folder.join("none"), folder.clone()]).err().unwrap().to_string();
+        let told = load(&[folder.join("none"), folder.clone()], LoadOptions::default()).err().unwrap().to_string();
         let lines: Vec<_> = told.lines().collect();
         assert!(lines[0].ends_with("latin1.yaml:2:6: a byte here is not UTF-8: save the file as UTF-8"), "{told}");
         assert!(lines[1].contains("none: No such file"), "{told}");
@@ -337,7 +425,7 @@ mod tests {
     #[test]
     fn a_folder_without_files_loads_empty_with_a_warning() {
         let folder = folder("empty");
-        let loaded = load(std::slice::from_ref(&folder)).unwrap_or_else(|problems| panic!("{problems}"));
+        let loaded = load(std::slice::from_ref(&folder), LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!((loaded.files, loaded.rules.counts(), loaded.warnings.len()), (0, (0, 0), 1));
         fs::remove_dir_all(folder).unwrap();
     }
@@ -353,7 +441,7 @@ mod tests {
         std::os::unix::fs::symlink("..2026", folder.join("..data")).unwrap();
         std::os::unix::fs::symlink("..data/a.yaml", folder.join("a.yaml")).unwrap();
         std::os::unix::fs::symlink("deep", folder.join("linked")).unwrap();
-        let loaded = load(std::slice::from_ref(&folder)).unwrap_or_else(|problems| panic!("{problems}"));
+        let loaded = load(std::slice::from_ref(&folder), LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!((loaded.files, loaded.rules.counts().0), (2, 2));
         let told = lines(&loaded.warnings);
         assert!(told.contains("linked: a link to a folder is not followed") && loaded.warnings.len() == 1, "{told}");
@@ -364,7 +452,7 @@ mod tests {
     fn the_hash_follows_names_and_contents_and_not_the_folder() {
         let hash = |folder: &Path, name: &str, text: &str| {
             fs::write(folder.join(name), text).unwrap();
-            let hash = load(&[folder.to_owned()]).unwrap_or_else(|problems| panic!("{problems}")).hash;
+            let hash = load(&[folder.to_owned()], LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}")).hash;
             fs::remove_file(folder.join(name)).unwrap();
             hash
         };
@@ -397,7 +485,7 @@ mod tests {
                     text.splice(from..to, piece.chars());
                 }
                 let text: String = text.into_iter().collect();
-                let _ = parse(&[(file.clone(), text)]);
+                let _ = parse(&[(file.clone(), text)], LoadOptions::default());
             }
         }
     }

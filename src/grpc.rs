@@ -29,6 +29,24 @@ pub mod pb {
 /// The name, beside "", under which Envoy asks for the server's health.
 pub const HEALTH_SERVICE: &str = "ratelimit";
 
+/// What a reply tells beside the answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplyOptions {
+    /// Response headers that tell the limit; None for none.
+    pub headers: Option<LimitHeaders>,
+    /// The request's descriptors, the deciding rule, and the rules' metadata, as dynamic metadata.
+    pub dynamic_metadata: bool,
+}
+
+/// The form of the response headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LimitHeaders {
+    /// Of the deciding limit, a header of this name each: hits in a window, hits left, and seconds until there is more.
+    Plain { limit: String, remaining: String, reset: String },
+    /// `RateLimit-Policy` with all limits and `RateLimit` with the deciding one: draft-ietf-httpapi-ratelimit-headers-10.
+    Draft10,
+}
+
 /// What a door needs to answer rate-limit requests.
 #[derive(Clone)]
 pub struct Door {

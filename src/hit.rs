@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -41,7 +42,28 @@ pub struct Hit<'a> {
     pub cost: Cost,
     /// The hit is recorded although it, or its request, is denied.
     pub count_denied: bool,
+    /// Who answers for it while the store does not; None: whoever answers for the process.
+    pub on_store_failure: Option<FailurePolicy>,
 }
+
+/// Who answers while the store does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailurePolicy {
+    /// This server enforces the limits by itself, in memory.
+    #[default]
+    Local,
+    /// The hit fits.
+    Allow,
+    /// The hit does not fit.
+    Deny,
+    /// The caller gets the error.
+    Error,
+}
+
+/// No word of [`FailurePolicy`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is none of local, allow, deny, error")]
+pub struct UnknownPolicy(String);
 
 /// What a descriptor that is over its limit does to the request. The same for all hits of a descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -62,6 +84,8 @@ pub enum Kind {
 pub struct Tally {
     /// It did not fit.
     pub over: bool,
+    /// What the counter holds: more than the limit where denied hits count, or where the limit was lowered.
+    pub used: u64,
     /// What is left of the limit, never below 0.
     pub remaining: u64,
     /// When within: until the oldest counted entry leaves, 0 if there is none. When over: until this cost fits, if
@@ -136,6 +160,27 @@ impl Kind {
 
     pub fn is_shadow(self) -> bool {
         matches!(self, Self::Shadow | Self::QuotaShadow)
+    }
+}
+
+impl FailurePolicy {
+    pub const ALL: [Self; 4] = [Self::Local, Self::Allow, Self::Deny, Self::Error];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl FromStr for FailurePolicy {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
+        Self::ALL.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| UnknownPolicy(text.to_owned()))
     }
 }
 

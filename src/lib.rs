@@ -33,7 +33,8 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use distributed_rate_limiter::limiter::{FailurePolicy, Fallback, RateLimiter};
+//! use distributed_rate_limiter::hit::FailurePolicy;
+//! use distributed_rate_limiter::limiter::{Fallback, RateLimiter};
 //! use distributed_rate_limiter::metrics::{Metrics, StoreSeries};
 //! use distributed_rate_limiter::rules::{LiveRules, Rules};
 //! use distributed_rate_limiter::store::{Clock, Memory, Store};

@@ -1,58 +1,50 @@
 //! The limiter: a request in, a decision out. It takes a snapshot of the rules, has them find the hits, asks the store
-//! once for all of them, and makes the decision of the tallies; where the store gives no answer, the failure policy does.
-//! [`RateLimiter::is_allowed`] is the same for one action, without rules. It knows no wire format.
+//! once for all of them, and makes the decision of the tallies; where the store gives no answer, the failure policy does
+//! (`limiter/fallback.rs`). [`RateLimiter::is_allowed`] is the same for one action, without rules. It knows no wire format.
 
 use std::num::NonZeroU64;
-use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tracing::warn;
+
+mod conclude;
+mod fallback;
+mod notices;
 
 use crate::descriptor::{LimitOverride, Request};
-use crate::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
+use crate::hit::{Action, Counter, FailurePolicy, Hit, Kind, Verdict};
 use crate::limit::{Algorithm, Cost, Limit, LimitError, Window};
-use crate::metrics::{Metrics, PolicySeries, RuleSeries};
-use crate::rules::{Found, LiveRules, Match};
-use crate::store::{Memory, Store, StoreError};
+use crate::metrics::{Metrics, PolicySeries};
+use crate::rules::{Found, LiveRules, Match, Metadata};
+use crate::store::{Store, StoreError};
+pub use fallback::Fallback;
+pub use notices::Notices;
 
-/// Decides requests by live rules on a store. One for each runtime; what they share, their stores and rules share.
+/// Decides requests by live rules on a store. One for each runtime; what they share, their stores, rules and notices share.
 pub struct RateLimiter {
     rules: Arc<LiveRules>,
     store: Store,
     fallback: Fallback,
     metrics: Arc<Metrics>,
-    answers: PolicySeries,
-    failure_logged: OncePerMinute,
-    override_logged: OncePerMinute,
+    answers: [PolicySeries; FailurePolicy::ALL.len()],
+    modes: Modes,
+    notices: Arc<Notices>,
 }
 
-/// What answers while the store does not.
-#[derive(Clone)]
-pub struct Fallback {
-    pub policy: FailurePolicy,
-    /// Decides under [`FailurePolicy::Local`].
-    pub memory: Arc<Memory>,
-}
-
-/// Who answers while the store does not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FailurePolicy {
-    /// This server enforces the limits by itself, in memory.
-    #[default]
-    Local,
-    /// Every hit fits.
-    Allow,
-    /// No hit fits.
-    Deny,
-    /// The caller gets the error.
-    Error,
+/// How all requests are decided, whatever the rules say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Modes {
+    /// Every request passes; all else is as without it.
+    pub shadow: bool,
+    /// Every descriptor is a quota descriptor, one without a rule as one that fits.
+    pub quota: bool,
+    /// Hits above this share of their limit count as near it; 0 to 1.
+    pub near_limit_ratio: f64,
 }
 
 /// The answer to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
     pub admitted: bool,
     /// One for each descriptor, in order.
@@ -60,15 +52,21 @@ pub struct Decision {
 }
 
 /// The answer to one descriptor.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
     pub over: bool,
     /// None where nothing limits the descriptor; then the rest says nothing.
     pub current_limit: Option<CurrentLimit>,
-    /// Hits left.
+    /// Hits left; 2^32 - 1 for a descriptor of an unlimited rule.
     pub remaining: u64,
     /// When over: until this cost fits. When within: until the oldest counted hit leaves, the window at most.
     pub reset: Duration,
+    /// It denies the request only together with all others of its kind.
+    pub quota: bool,
+    /// The path of the rule whose limit this is.
+    pub rule: Option<Arc<str>>,
+    /// What the rule tells Envoy, where the descriptor is not over.
+    pub metadata: Option<Arc<Metadata>>,
 }
 
 /// The limit that a status speaks of.
@@ -122,26 +120,20 @@ pub enum QuestionError {
     Store(#[from] StoreError),
 }
 
-/// No word of [`FailurePolicy`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is none of local, allow, deny, error")]
-pub struct UnknownPolicy(String);
-
-/// Keeps a log line from being written more than once a minute.
-#[derive(Default)]
-struct OncePerMinute(Mutex<Option<Instant>>);
-
 impl RateLimiter {
     pub fn new(rules: Arc<LiveRules>, store: Store, fallback: Fallback, metrics: Arc<Metrics>) -> Self {
-        Self {
-            answers: metrics.policy(fallback.policy.as_str()),
-            rules,
-            store,
-            fallback,
-            metrics,
-            failure_logged: OncePerMinute::default(),
-            override_logged: OncePerMinute::default(),
-        }
+        let answers = FailurePolicy::ALL.map(|policy| metrics.policy(policy.as_str()));
+        Self { rules, store, fallback, metrics, answers, modes: Modes::default(), notices: Arc::default() }
+    }
+
+    /// The same in other modes.
+    pub fn in_modes(self, modes: Modes) -> Self {
+        Self { modes, ..self }
+    }
+
+    /// The same, writing no more to the log than all that share `notices` may together.
+    pub fn sharing(self, notices: Arc<Notices>) -> Self {
+        Self { notices, ..self }
     }
 
     /// Decides a request. `within` is the time that the caller still has, if it said.
@@ -150,10 +142,18 @@ impl RateLimiter {
     /// The store gave no answer, and the failure policy is `error`.
     pub async fn decide(&self, request: &Request, within: Option<Duration>) -> Result<Decision, StoreError> {
         let rules = self.rules.current();
-        let found = rules.find(request);
+        let mut found = rules.find(request);
         self.note(request, &found);
+        if self.modes.quota {
+            make_quotas(&mut found);
+        }
         let verdict = self.ask(&found.hits, within).await?;
-        Ok(conclude(&found, &verdict))
+        let mut decision = conclude::conclude(request, &found, &verdict, self.modes);
+        if self.modes.shadow && !decision.admitted {
+            self.metrics.global_shadow_mode.increment(1);
+            decision.admitted = true;
+        }
+        Ok(decision)
     }
 
     /// True while the client has done the action fewer than `limit` times in the last `time_window` seconds; then it has
@@ -173,7 +173,8 @@ impl RateLimiter {
     pub async fn answer(&self, question: Question<'_>) -> Result<Answer, QuestionError> {
         let hit = question.hit()?;
         let verdict = self.ask(std::slice::from_ref(&hit), None).await?;
-        let (remaining, reset_after) = verdict.tallies.first().map_or((0, Duration::ZERO), |tally| (tally.remaining, reset(&hit, tally)));
+        let (remaining, reset_after) =
+            verdict.tallies.first().map_or((0, Duration::ZERO), |tally| (tally.remaining, conclude::reset(&hit, tally)));
         Ok(Answer { allowed: verdict.admitted, remaining, reset_after })
     }
 
@@ -185,69 +186,72 @@ impl RateLimiter {
     async fn ask(&self, hits: &[Hit<'_>], within: Option<Duration>) -> Result<Verdict, StoreError> {
         match self.store.decide(hits, within).await {
             Ok(verdict) => Ok(verdict),
-            Err(error) => self.by_policy(hits, error),
-        }
-    }
-
-    fn by_policy(&self, hits: &[Hit<'_>], error: StoreError) -> Result<Verdict, StoreError> {
-        let policy = self.fallback.policy;
-        if self.failure_logged.due() {
-            warn!(%error, policy = policy.as_str(), "the store gives no answer; the failure policy does (logged once a minute)");
-        }
-        self.answers.answers.increment(1);
-        match policy {
-            FailurePolicy::Local => Ok(self.fallback.memory.decide(hits)),
-            FailurePolicy::Allow => Ok(all(hits, |hit| Tally { over: false, remaining: hit.limit.get(), reset: Duration::ZERO })),
-            // Nothing is known of the counter, and the store may be back soon.
-            FailurePolicy::Deny => {
-                let over = |hit: &Hit<'_>| !hit.cost.is_refund();
-                Ok(all(hits, |hit| Tally { over: over(hit), remaining: 0, reset: Duration::from_secs(1) }))
+            Err(error) => {
+                self.notices.store_failed(&error, self.fallback.policy);
+                for (policy, series) in FailurePolicy::ALL.into_iter().zip(&self.answers) {
+                    if hits.iter().any(|hit| self.fallback.policy(hit) == policy) {
+                        series.answers.increment(1);
+                    }
+                }
+                self.fallback.decide(hits, error)
             }
-            FailurePolicy::Error => Err(error),
         }
     }
 
-    /// Counts what the rules did not know.
+    /// Counts what the rules did not know, or let through.
     fn note(&self, request: &Request, found: &Found<'_>) {
-        if let Some(Match::UnknownDomain) = found.matches.first() {
-            self.metrics.unmatched_domains.increment(1);
-            return;
+        match found.matches.first() {
+            Some(Match::UnknownDomain) => {
+                self.metrics.unmatched_domains.increment(1);
+                return self.notices.unmatched(request, None);
+            }
+            Some(Match::Exempt) => self.metrics.exempted_requests.increment(1),
+            _ => {}
         }
         for (descriptor, matched) in request.descriptors().iter().zip(&found.matches) {
             if let Match::NoRule = matched {
                 self.metrics.unmatched_descriptors.increment(1);
+                self.notices.unmatched(request, Some(descriptor));
             }
             if let Some(LimitOverride::UnknownUnit(unit)) = descriptor.limit {
                 self.metrics.dropped_overrides.increment(1);
-                if self.override_logged.due() {
-                    warn!(
-                        unit,
-                        domain = request.domain(),
-                        "a limit override of an unknown unit was dropped, the rules apply (logged once a minute)"
-                    );
-                }
+                self.notices.override_dropped(request.domain(), unit);
             }
         }
     }
 }
 
-impl FailurePolicy {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-            Self::Error => "error",
-        }
+impl Default for Modes {
+    /// Neither mode, and the reference server's ratio.
+    fn default() -> Self {
+        Self { shadow: false, quota: false, near_limit_ratio: 0.8 }
     }
 }
 
-impl FromStr for FailurePolicy {
-    type Err = UnknownPolicy;
+impl Decision {
+    /// The status that speaks for the request: the last one over that denies by itself, else the one with the least left.
+    pub fn deciding(&self) -> Option<&Status> {
+        let limited = || self.statuses.iter().filter(|status| status.current_limit.is_some());
+        limited().rfind(|status| status.over && !status.quota).or_else(|| limited().min_by_key(|status| status.remaining))
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, UnknownPolicy> {
-        let all = [Self::Local, Self::Allow, Self::Deny, Self::Error];
-        all.into_iter().find(|policy| policy.as_str() == text).ok_or_else(|| UnknownPolicy(text.to_owned()))
+/// A wait in whole seconds, as both doors tell it: rounded up, so that whoever waits so long is not early, and at least 1
+/// when over.
+pub fn whole_seconds(reset: Duration, over: bool) -> u64 {
+    (reset.as_secs() + u64::from(reset.subsec_nanos() > 0)).max(u64::from(over))
+}
+
+/// Makes each hit one of a quota. A descriptor without a limit is a quota that fits: then no other can deny.
+fn make_quotas(found: &mut Found<'_>) {
+    let fits = |matched: &Match<'_>| matches!(matched, Match::NoRule | Match::NoLimit | Match::Replaced(_));
+    let denies = !found.matches.iter().any(fits);
+    for hit in &mut found.hits {
+        hit.kind = match (denies, hit.kind.is_shadow()) {
+            (true, false) => Kind::Quota,
+            (true, true) => Kind::QuotaShadow,
+            (false, _) => Kind::Shadow,
+        };
     }
 }
 
@@ -269,7 +273,15 @@ impl Question<'_> {
             window: Window::from_secs(time_window).map_err(|_: LimitError| QuestionError::LongTimeWindow(time_window))?,
         };
         let limit = Limit::new(limit).map_err(|_: LimitError| QuestionError::LargeLimit(limit))?;
-        Ok(Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost: Cost::take(self.cost), count_denied: false })
+        Ok(Hit {
+            descriptor: 0,
+            kind: Kind::Enforce,
+            counter,
+            limit,
+            cost: Cost::take(self.cost),
+            count_denied: false,
+            on_store_failure: None,
+        })
     }
 }
 
@@ -284,91 +296,4 @@ impl QuestionError {
             Self::Store(_) => None,
         }
     }
-}
-
-impl Status {
-    /// A limit in shadow mode is never over; past it, nothing remains.
-    fn of(hit: &Hit<'_>, tally: &Tally, name: Option<Arc<str>>) -> Self {
-        let shadowed = tally.over && hit.kind.is_shadow();
-        Self {
-            over: tally.over && !shadowed,
-            current_limit: Some(CurrentLimit { limit: hit.limit, window: hit.counter.window, name }),
-            remaining: if shadowed { 0 } else { tally.remaining },
-            reset: reset(hit, tally),
-        }
-    }
-}
-
-impl OncePerMinute {
-    fn due(&self) -> bool {
-        let mut last = self.0.lock();
-        let due = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(60));
-        if due {
-            *last = Some(Instant::now());
-        }
-        due
-    }
-}
-
-fn all(hits: &[Hit<'_>], tally: impl Fn(&Hit<'_>) -> Tally) -> Verdict {
-    let tallies: SmallVec<[Tally; 2]> = hits.iter().map(tally).collect();
-    let admitted = !hits.iter().zip(&tallies).any(|(hit, tally)| tally.over && !hit.kind.is_shadow());
-    Verdict { admitted, tallies }
-}
-
-/// A wait in whole seconds, as both doors tell it: rounded up, so that whoever waits so long is not early, and at least 1
-/// when over.
-pub fn whole_seconds(reset: Duration, over: bool) -> u64 {
-    (reset.as_secs() + u64::from(reset.subsec_nanos() > 0)).max(u64::from(over))
-}
-
-/// The wait to tell. When within, a coarse log's last tick is left out: a 60-second rule says 60, never 61.
-fn reset(hit: &Hit<'_>, tally: &Tally) -> Duration {
-    let window = Duration::from_micros(hit.counter.window.micros());
-    if tally.over { tally.reset } else { tally.reset.min(window) }
-}
-
-fn conclude(found: &Found<'_>, verdict: &Verdict) -> Decision {
-    let mut tallied = found.hits.iter().zip(&verdict.tallies).peekable();
-    let mut statuses = SmallVec::with_capacity(found.matches.len());
-    for (index, matched) in found.matches.iter().enumerate() {
-        let mut status: Option<Status> = None;
-        while let Some((hit, tally)) = tallied.next_if(|(hit, _)| hit.descriptor == index) {
-            let mut name = None;
-            if let Match::Rule(rule) = matched {
-                count(&rule.series, hit, tally);
-                name = rule.name().cloned();
-            }
-            let this = Status::of(hit, tally, name);
-            status = Some(match status {
-                Some(other) => tighter(other, this),
-                None => this,
-            });
-        }
-        statuses.push(status.unwrap_or_default());
-    }
-    Decision { admitted: verdict.admitted, statuses }
-}
-
-fn count(series: &RuleSeries, hit: &Hit<'_>, tally: &Tally) {
-    if hit.cost.is_refund() {
-        return;
-    }
-    let cost = hit.cost.amount();
-    series.total_hits.increment(cost);
-    match (tally.over, hit.kind.is_shadow()) {
-        (false, _) => series.within_limit.increment(cost),
-        (true, true) => series.shadow_mode.increment(cost),
-        (true, false) => series.over_limit.increment(cost),
-    }
-}
-
-/// Of a descriptor's limits: the one over with the longest wait; else the one with the least left, then the longest wait.
-fn tighter(a: Status, b: Status) -> Status {
-    let b_wins = match (a.over, b.over) {
-        (true, true) => b.reset > a.reset,
-        (false, false) => (b.remaining, std::cmp::Reverse(b.reset)) < (a.remaining, std::cmp::Reverse(a.reset)),
-        (_, b_over) => b_over,
-    };
-    if b_wins { b } else { a }
 }

@@ -1,37 +1,39 @@
 //! Every Prometheus series that the process has: its name, help text and labels stand here and nowhere else. Handles
-//! are made once and then only bumped; labels come from loaded rules and fixed words, never from a request's bytes.
-//! It knows no rules and no store; `server` serves what [`Metrics::render`] writes.
+//! are made once and then only bumped; labels come from loaded rules and fixed words, and from a request only where a rule
+//! asks for it, within a bound (`metrics/by_rule.rs`). It knows no rules and no store; `server` serves what
+//! [`Metrics::render`] writes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+mod by_rule;
+
+pub use by_rule::{HitCounts, RuleLabels, RuleSeries, SeriesByValue};
+
 /// One process's, or one server's, series. Nothing is global: two servers in one process count apart.
 pub struct Metrics {
-    recorder: PrometheusRecorder,
+    recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
+    by_rule: by_rule::Register,
     /// Requests for a domain that no rules file names.
     pub unmatched_domains: Counter,
     /// Descriptors, in a known domain, that no rule matched.
     pub unmatched_descriptors: Counter,
+    /// Requests that an `exempt` rule let through unasked.
+    pub exempted_requests: Counter,
     /// Limit overrides dropped because of their unit.
     pub dropped_overrides: Counter,
+    /// Denied requests that passed because of the global shadow mode.
+    pub global_shadow_mode: Counter,
+    /// Calls that ended in an error because the store gave no answer.
+    pub store_errors: Counter,
+    /// Calls that ended in an error because they could not be asked.
+    pub service_errors: Counter,
     pub rules_loaded: Gauge,
     pub domains_loaded: Gauge,
-}
-
-/// A rule's own handles, made once per rule.
-#[derive(Clone)]
-pub struct RuleSeries {
-    /// All costs asked.
-    pub total_hits: Counter,
-    /// Costs that fitted.
-    pub within_limit: Counter,
-    /// Costs that did not.
-    pub over_limit: Counter,
-    /// Costs that did not fit and did no harm, since the rule is in shadow mode.
-    pub shadow_mode: Counter,
 }
 
 /// One kind of store's handles.
@@ -81,28 +83,34 @@ impl Metrics {
     /// # Errors
     /// Never in practice: the exporter refuses only an empty list of buckets.
     pub fn new() -> Result<Self, BuildError> {
-        let recorder = PrometheusBuilder::new().set_buckets(&RESPONSE_TIME_BUCKETS)?.build_recorder();
+        let recorder = Arc::new(PrometheusBuilder::new().set_buckets(&RESPONSE_TIME_BUCKETS)?.build_recorder());
         describe(&recorder);
+        let counter = |name| recorder.register_counter(&Key::from_static_name(name), &METADATA);
+        let error = |kind| recorder.register_counter(&key(SHOULD_RATE_LIMIT_ERROR, [("err_type", kind)]), &METADATA);
         Ok(Self {
             handle: recorder.handle(),
-            unmatched_domains: recorder.register_counter(&Key::from_static_name(UNMATCHED_DOMAINS), &METADATA),
-            unmatched_descriptors: recorder.register_counter(&Key::from_static_name(UNMATCHED_DESCRIPTORS), &METADATA),
-            dropped_overrides: recorder.register_counter(&Key::from_static_name(DROPPED_OVERRIDES), &METADATA),
+            by_rule: by_rule::Register::new(Arc::clone(&recorder)),
+            global_shadow_mode: counter(GLOBAL_SHADOW_MODE),
+            store_errors: error("redis_error"),
+            service_errors: error("service_error"),
+            unmatched_domains: counter(UNMATCHED_DOMAINS),
+            unmatched_descriptors: counter(UNMATCHED_DESCRIPTORS),
+            exempted_requests: counter(EXEMPTED_REQUESTS),
+            dropped_overrides: counter(DROPPED_OVERRIDES),
             rules_loaded: recorder.register_gauge(&Key::from_static_name(RULES_LOADED), &METADATA),
             domains_loaded: recorder.register_gauge(&Key::from_static_name(DOMAINS_LOADED), &METADATA),
             recorder,
         })
     }
 
-    /// The handles of the rule at `path` in `domain`. The same rule gets the same series, however often it is loaded.
-    pub fn rule(&self, domain: &str, path: &str) -> RuleSeries {
-        let labels = [("domain", domain), ("rule", path)];
-        RuleSeries {
-            total_hits: self.counter(TOTAL_HITS, labels),
-            within_limit: self.counter(WITHIN_LIMIT, labels),
-            over_limit: self.counter(OVER_LIMIT, labels),
-            shadow_mode: self.counter(SHADOW_MODE, labels),
-        }
+    /// The handles of the rule with these labels. The same labels give the same series, however often a rule is loaded.
+    pub fn rule(&self, labels: &RuleLabels<'_>) -> RuleSeries {
+        self.by_rule.rule(labels)
+    }
+
+    /// The handles of a rule whose series are told apart by values of the requests, a bounded number of them.
+    pub fn rule_by_value(&self, rule: &RuleLabels<'_>) -> Arc<SeriesByValue> {
+        self.by_rule.rule_by_value(rule)
     }
 
     /// The handles of a store of this kind: `memory`, `redis` or `fallback`.
@@ -149,13 +157,6 @@ impl Metrics {
     }
 }
 
-impl RuleSeries {
-    /// Handles that count nothing, for rules that serve no requests.
-    pub fn detached() -> Self {
-        Self { total_hits: Counter::noop(), within_limit: Counter::noop(), over_limit: Counter::noop(), shadow_mode: Counter::noop() }
-    }
-}
-
 impl StoreSeries {
     pub fn detached() -> Self {
         let failures = StoreFailure::ALL.map(|_| Counter::noop());
@@ -190,14 +191,13 @@ impl StoreFailure {
 // The reference server's names where it has the series.
 const TOTAL_REQUESTS: &str = "ratelimit_service_total_requests";
 const RESPONSE_TIME: &str = "ratelimit_service_response_time_seconds";
-const TOTAL_HITS: &str = "ratelimit_service_rate_limit_total_hits";
-const WITHIN_LIMIT: &str = "ratelimit_service_rate_limit_within_limit";
-const OVER_LIMIT: &str = "ratelimit_service_rate_limit_over_limit";
-const SHADOW_MODE: &str = "ratelimit_service_rate_limit_shadow_mode";
+const SHOULD_RATE_LIMIT_ERROR: &str = "ratelimit_service_should_rate_limit_error";
+const GLOBAL_SHADOW_MODE: &str = "ratelimit_service_global_shadow_mode";
 const HTTP_REQUESTS: &str = "ratelimit_http_requests";
 const HTTP_RESPONSE_TIME: &str = "ratelimit_http_response_time_seconds";
 const UNMATCHED_DOMAINS: &str = "ratelimit_unmatched_domains";
 const UNMATCHED_DESCRIPTORS: &str = "ratelimit_unmatched_descriptors";
+const EXEMPTED_REQUESTS: &str = "ratelimit_exempted_requests";
 const DROPPED_OVERRIDES: &str = "ratelimit_dropped_overrides";
 const RULES_LOADED: &str = "ratelimit_rules_loaded";
 const DOMAINS_LOADED: &str = "ratelimit_domains_loaded";
@@ -214,13 +214,12 @@ fn key<const N: usize>(name: &'static str, labels: [(&'static str, &str); N]) ->
 fn describe(recorder: &PrometheusRecorder) {
     for (name, help) in [
         (TOTAL_REQUESTS, "gRPC calls answered, by method"),
-        (TOTAL_HITS, "Hits asked of a rule, by their cost"),
-        (WITHIN_LIMIT, "Hits that fitted their rule's limit"),
-        (OVER_LIMIT, "Hits that did not fit their rule's limit"),
-        (SHADOW_MODE, "Hits that did not fit the limit of a rule in shadow mode"),
+        (SHOULD_RATE_LIMIT_ERROR, "gRPC calls that ended in an error: redis_error for the store's, service_error for the request's"),
+        (GLOBAL_SHADOW_MODE, "Denied requests that passed because of SHADOW_MODE"),
         (HTTP_REQUESTS, "HTTP calls answered, by path"),
         (UNMATCHED_DOMAINS, "Requests for a domain that no rules file names; they are let through"),
         (UNMATCHED_DESCRIPTORS, "Descriptors in a known domain that no rule matched; they limit nothing"),
+        (EXEMPTED_REQUESTS, "Requests that an exempt rule let through unasked"),
         (DROPPED_OVERRIDES, "Limit overrides dropped because their unit is unknown; the rules applied instead"),
         (STORE_CALLS, "Requests asked of a store"),
         (STORE_FAILURES, "Requests that a store did not answer, by reason"),
@@ -229,6 +228,7 @@ fn describe(recorder: &PrometheusRecorder) {
     ] {
         recorder.describe_counter(KeyName::from_const_str(name), None, SharedString::const_str(help));
     }
+    by_rule::describe(recorder);
     for (name, help) in [
         (RULES_LOADED, "Rules with a limit that are in force"),
         (DOMAINS_LOADED, "Domains that the rules in force name"),

@@ -8,30 +8,37 @@ use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
+mod metadata;
+mod rule;
 mod tree;
 
 use crate::descriptor::{Descriptor, LimitOverride, Request};
-use crate::hit::{Action, Client, Counter, Hit, Kind};
+use crate::hit::{Action, Client, Counter, FailurePolicy, Hit, Kind};
 use crate::limit::{Algorithm, Limit, Window};
-use crate::metrics::{Metrics, RuleSeries};
-use tree::{Path, Tree};
+use crate::metrics::Metrics;
+pub use metadata::Metadata;
+pub use rule::{Effect, Rule, RuleLimit};
+use tree::Tree;
 
 /// One domain as it was written: what `config`, or an embedding program, hands over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DomainSpec {
     pub name: String,
     pub rules: Vec<RuleSpec>,
+    /// What a descriptor gets that no rule knows; nothing where it is empty.
+    pub default: Vec<RateLimit>,
+    /// Of the rules that don't say otherwise.
+    pub on_store_failure: Option<FailurePolicy>,
 }
 
 /// One rule as it was written, with the rules below it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RuleSpec {
     /// Never empty. A `*` stands for any characters, here and in `value`.
     pub key: String,
     /// None leaves the value open. Never empty.
     pub value: Option<String>,
-    /// None limits nothing; the place matches all the same.
-    pub rate_limit: Option<RateLimit>,
+    pub limits: Limits,
     /// Instead of the rule's own path. Rules of one action share a client's counter.
     pub action: Option<String>,
     /// The keys, on the rule's own path, whose values say who is counted; instead of all the values left open.
@@ -40,7 +47,31 @@ pub struct RuleSpec {
     /// hit does not.
     pub count_denied: Option<bool>,
     pub kind: Kind,
+    /// All that this rule's wildcard takes is counted together, here and in the rules below.
+    pub share_threshold: bool,
+    /// The request's keys and values, at every level, stand in the labels of the rule's series.
+    pub detailed_metric: bool,
+    /// The same for this level, in the series of this rule and of those below.
+    pub value_to_metric: bool,
+    /// Goes to Envoy where the rule's descriptor is not over. A map.
+    pub metadata: Option<Metadata>,
+    /// None: as the domain says.
+    pub on_store_failure: Option<FailurePolicy>,
     pub children: Vec<RuleSpec>,
+}
+
+/// What a rule does to a descriptor that lands on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Limits {
+    /// Nothing; the place matches all the same.
+    #[default]
+    None,
+    /// All of them must fit.
+    All(Vec<RateLimit>),
+    /// The descriptor passes. Limits of these names don't count in its request.
+    Unlimited { replaces: Vec<String> },
+    /// The whole request passes.
+    Exempt,
 }
 
 /// A limit as a rule has it.
@@ -50,6 +81,8 @@ pub struct RateLimit {
     pub limit: Limit,
     pub window: Window,
     pub algorithm: Algorithm,
+    /// The names of limits that don't count in a request that this one counts in.
+    pub replaces: Vec<String>,
 }
 
 /// All rules, compiled. Immutable.
@@ -58,24 +91,13 @@ pub struct Rules {
     rules: Vec<Rule>,
 }
 
-/// A place in the tree that has a limit.
-pub struct Rule {
-    domain: Arc<str>,
-    path: Action<'static>,
-    action: Action<'static>,
-    client: Box<[ClientPart]>,
-    limit: RateLimit,
-    name: Option<Arc<str>>,
-    kind: Kind,
-    count_denied: Option<bool>,
-    pub series: RuleSeries,
-}
-
 /// What a request is to be counted on.
 #[derive(Default)]
 pub struct Found<'a> {
     /// In the order of the descriptors.
     pub hits: SmallVec<[Hit<'a>; 2]>,
+    /// For each hit the rule's limit that it is of; None where the descriptor brought its own.
+    pub limits: SmallVec<[Option<&'a RuleLimit>; 2]>,
     /// One for each descriptor, in order.
     pub matches: SmallVec<[Match<'a>; 2]>,
 }
@@ -84,11 +106,17 @@ pub struct Found<'a> {
 #[derive(Clone, Copy)]
 pub enum Match<'a> {
     UnknownDomain,
-    /// The walk ended before the last entry.
+    /// The walk ended before the last entry, and the domain has no default.
     NoRule,
     /// The last entry landed on a rule without a rate_limit.
     NoLimit,
     Rule(&'a Rule),
+    /// An unlimited rule.
+    Unlimited(&'a Rule),
+    /// A rule all of whose limits are replaced by others of the request.
+    Replaced(&'a Rule),
+    /// This or another descriptor of the request exempts it.
+    Exempt,
     /// The descriptor brought its own limit.
     Override,
 }
@@ -114,19 +142,27 @@ pub enum RulesError {
 struct Domain {
     name: Arc<str>,
     tree: Tree,
-}
-
-/// One of the strings that make up a rule's client: of the descriptor's entry at this depth.
-#[derive(Clone, Copy)]
-enum ClientPart {
-    Key(usize),
-    Value(usize),
+    /// The number of the rule for descriptors that no other one knows.
+    default: Option<usize>,
+    /// Some rule replaces others: only then is it asked which.
+    replaces: bool,
+    on_store_failure: Option<FailurePolicy>,
 }
 
 impl RuleSpec {
     /// The value where the rule fixes one, or a wildcard. Reads an empty one as left open.
     fn value(&self) -> Option<&str> {
         self.value.as_deref().filter(|value| !value.is_empty())
+    }
+
+    /// A wildcard stands in its key or its value.
+    pub fn is_wildcard(&self) -> bool {
+        self.key.contains('*') || self.value().is_some_and(|value| value.contains('*'))
+    }
+
+    /// This wildcard takes all that `other`, on the same level, would take.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.is_wildcard() && tree::covers((&self.key, self.value()), (&other.key, other.value()))
     }
 }
 
@@ -137,14 +173,13 @@ impl Rules {
     /// The first contradiction: see [`RulesError`].
     pub fn new(specs: Vec<DomainSpec>) -> Result<Self, RulesError> {
         let mut all = Self { domains: HashMap::new(), rules: Vec::new() };
-        for DomainSpec { name, rules } in specs {
-            if name.is_empty() {
+        for spec in specs {
+            if spec.name.is_empty() {
                 return Err(RulesError::EmptyDomain);
             }
-            let domain: Arc<str> = name.as_str().into();
-            let tree = Tree::build(&rules, &mut |path, spec| all.add(&domain, path, spec))?;
-            if all.domains.insert(name.as_str().into(), Domain { name: domain, tree }).is_some() {
-                return Err(RulesError::DuplicateDomain(name));
+            let domain = all.domain(&spec)?;
+            if all.domains.insert(spec.name.as_str().into(), domain).is_some() {
+                return Err(RulesError::DuplicateDomain(spec.name));
             }
         }
         Ok(all)
@@ -153,7 +188,7 @@ impl Rules {
     /// The same rules, counted in `metrics`.
     pub fn counted_in(mut self, metrics: &Metrics) -> Self {
         for rule in &mut self.rules {
-            rule.series = metrics.rule(&rule.domain, rule.path.as_str());
+            rule.counted_in(metrics);
         }
         self
     }
@@ -165,89 +200,98 @@ impl Rules {
             found.matches.resize(request.descriptors().len(), Match::UnknownDomain);
             return found;
         };
+        found.matches.extend(request.descriptors().iter().map(|descriptor| self.matched(domain, descriptor)));
+        if found.matches.iter().any(|matched| matches!(matched, Match::Exempt)) {
+            found.matches.fill(Match::Exempt);
+            return found;
+        }
+        let replaced = if domain.replaces { found.replaced() } else { SmallVec::new() };
         for (index, descriptor) in request.descriptors().iter().enumerate() {
             let cost = request.cost(descriptor);
-            let carried = carried_limit(descriptor);
-            let matched = match carried {
-                Some(_) => Match::Override,
-                None => self.walk(domain, descriptor),
-            };
-            let (kind, limit, counter, rule_says) = match (matched, carried) {
-                (Match::Rule(rule), _) => (rule.kind, rule.limit.limit, rule.counter(descriptor), rule.count_denied),
-                (_, Some((limit, window))) => (Kind::Enforce, limit, override_counter(&domain.name, descriptor, window), None),
-                _ => {
-                    found.matches.push(matched);
-                    continue;
-                }
-            };
             // A charge, for something already spent, counts even when it is denied; an ordinary hit does not.
-            let count_denied = rule_says.unwrap_or(descriptor.hits_addend.is_some_and(|hits| hits > 0) || cost.amount() > 1);
-            found.hits.push(Hit { descriptor: index, kind, counter, limit, cost, count_denied });
-            found.matches.push(matched);
+            let is_charge = descriptor.hits_addend.is_some_and(|hits| hits > 0) || cost.amount() > 1;
+            let hit = |kind, counter, limit, count_denied: Option<bool>, on_store_failure| {
+                let count_denied = count_denied.unwrap_or(is_charge);
+                Hit { descriptor: index, kind, counter, limit, cost, count_denied, on_store_failure }
+            };
+            match (found.matches[index], carried_limit(descriptor)) {
+                (Match::Override, Some((limit, window))) => {
+                    let counter = override_counter(&domain.name, descriptor, window);
+                    found.hits.push(hit(Kind::Enforce, counter, limit, None, domain.on_store_failure));
+                    found.limits.push(None);
+                }
+                (Match::Rule(rule), _) => {
+                    let before = found.hits.len();
+                    for limit in rule.limits().iter().filter(|limit| !limit.is_one_of(&replaced)) {
+                        let counter = rule.counter(descriptor, limit);
+                        found.hits.push(hit(rule.kind(), counter, limit.limit, rule.count_denied(), rule.on_store_failure()));
+                        found.limits.push(Some(limit));
+                    }
+                    if found.hits.len() == before {
+                        found.matches[index] = Match::Replaced(rule);
+                    }
+                }
+                _ => {}
+            }
         }
         found
     }
 
-    /// How many domains, and how many rules with a limit.
+    /// How many domains, and how many rules that do something.
     pub fn counts(&self) -> (usize, usize) {
         (self.domains.len(), self.rules.len())
     }
 
-    fn walk<'a>(&'a self, domain: &'a Domain, descriptor: &Descriptor) -> Match<'a> {
-        let Some(node) = domain.tree.walk(&descriptor.entries) else { return Match::NoRule };
-        node.rule.and_then(|rule| self.rules.get(rule)).map_or(Match::NoLimit, Match::Rule)
+    fn matched<'a>(&'a self, domain: &'a Domain, descriptor: &Descriptor) -> Match<'a> {
+        if carried_limit(descriptor).is_some() {
+            return Match::Override;
+        }
+        let rule = match domain.tree.walk(&descriptor.entries) {
+            Some(node) => node.rule,
+            // A descriptor without entries is nobody's, not even the default's.
+            None if descriptor.entries.is_empty() => return Match::NoRule,
+            None if domain.default.is_none() => return Match::NoRule,
+            None => domain.default,
+        };
+        let Some(rule) = rule.and_then(|rule| self.rules.get(rule)) else { return Match::NoLimit };
+        match rule.effect() {
+            Effect::Limits(_) => Match::Rule(rule),
+            Effect::Unlimited { .. } => Match::Unlimited(rule),
+            Effect::Exempt => Match::Exempt,
+        }
     }
 
-    /// Adds the rule that `spec` makes at the end of `path`; None where it has no limit.
-    fn add(&mut self, domain: &Arc<str>, path: &Path<'_>, spec: &RuleSpec) -> Result<Option<usize>, RulesError> {
-        let text = Action::of_path(path.iter().copied());
-        let client = match &spec.client_id {
-            Some(keys) => named_client(path, keys).map_err(|key| RulesError::UnknownClientKey { path: text.to_string(), key })?,
-            None => open_client(path),
+    fn domain(&mut self, spec: &DomainSpec) -> Result<Domain, RulesError> {
+        let (name, policy) = (Arc::from(spec.name.as_str()), spec.on_store_failure);
+        let mut replaces = false;
+        let mut add = |rule: Rule| {
+            replaces |= rule.effect().replaces().next().is_some();
+            self.rules.push(rule);
+            self.rules.len() - 1
         };
-        let Some(limit) = spec.rate_limit.clone() else { return Ok(None) };
-        self.rules.push(Rule {
-            domain: Arc::clone(domain),
-            action: spec.action.as_deref().map_or_else(|| text.clone(), |name| Action::named(name).into_owned()),
-            path: text,
-            client,
-            name: limit.name.as_deref().map(Into::into),
-            limit,
-            kind: spec.kind,
-            count_denied: spec.count_denied,
-            series: RuleSeries::detached(),
-        });
-        Ok(Some(self.rules.len() - 1))
+        let default = Rule::default_of(&name, &spec.default, policy).map(&mut add);
+        let tree = Tree::build(&spec.rules, &mut |path| {
+            let unknown = |key| RulesError::UnknownClientKey { path: action_of(path).to_string(), key };
+            Ok(Rule::new(&name, path, policy).map_err(unknown)?.map(&mut add))
+        })?;
+        Ok(Domain { name, tree, default, replaces, on_store_failure: policy })
     }
 }
 
-impl Rule {
-    /// Its place, as an action reads: `path=/export|client`.
-    pub fn path(&self) -> &str {
-        self.path.as_str()
+impl<'a> Found<'a> {
+    /// The names of the limits that the matched rules replace.
+    fn replaced(&self) -> SmallVec<[&'a str; 4]> {
+        let rules = self.matches.iter().filter_map(|matched| match matched {
+            Match::Rule(rule) | Match::Unlimited(rule) => Some(*rule),
+            _ => None,
+        });
+        rules.flat_map(|rule| rule.effect().replaces()).collect()
     }
+}
 
-    /// The name that its rate_limit gives, if any.
-    pub fn name(&self) -> Option<&Arc<str>> {
-        self.name.as_ref()
-    }
-
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    fn counter<'a>(&'a self, descriptor: &'a Descriptor) -> Counter<'a> {
-        let entry_text = |part: &ClientPart| match part {
-            ClientPart::Key(depth) => descriptor.entries.get(*depth).map(|entry| entry.key.as_str()),
-            ClientPart::Value(depth) => descriptor.entries.get(*depth).map(|entry| entry.value.as_str()),
-        };
-        Counter {
-            domain: &self.domain,
-            client: self.client.iter().filter_map(entry_text).collect(),
-            action: self.action.borrowed(),
-            algorithm: self.limit.algorithm,
-            window: self.limit.window,
-        }
+impl RuleLimit {
+    fn is_one_of(&self, names: &[&str]) -> bool {
+        !names.is_empty() && self.name.as_deref().is_some_and(|name| names.contains(&name))
     }
 }
 
@@ -267,6 +311,11 @@ impl LiveRules {
     }
 }
 
+/// A path as an action, from the top down.
+fn action_of(path: &[&RuleSpec]) -> Action<'static> {
+    Action::of_path(path.iter().map(|spec| (spec.key.as_str(), spec.value())))
+}
+
 fn carried_limit(descriptor: &Descriptor) -> Option<(Limit, Window)> {
     match descriptor.limit {
         Some(LimitOverride::Limit { limit, window }) => Some((limit, window)),
@@ -284,46 +333,24 @@ fn override_counter<'a>(domain: &'a str, descriptor: &'a Descriptor, window: Win
     }
 }
 
-/// All that the path leaves open: values, and keys where a wildcard stands for them.
-fn open_client(path: &Path<'_>) -> Box<[ClientPart]> {
-    let mut parts = Vec::new();
-    for (depth, (key, value)) in path.iter().enumerate() {
-        if key.contains('*') {
-            parts.push(ClientPart::Key(depth));
-        }
-        if value.is_none_or(|value| value.contains('*')) {
-            parts.push(ClientPart::Value(depth));
-        }
-    }
-    parts.into()
-}
-
-/// The parts that the keys name, in the order of their naming; or the key that is not on the path, or there twice.
-fn named_client(path: &Path<'_>, keys: &[String]) -> Result<Box<[ClientPart]>, String> {
-    let mut parts = Vec::new();
-    for wanted in keys {
-        let mut depths = path.iter().enumerate().filter(|(_, (key, _))| key == wanted).map(|(depth, _)| depth);
-        let (Some(depth), None) = (depths.next(), depths.next()) else { return Err(wanted.clone()) };
-        if wanted.contains('*') {
-            parts.push(ClientPart::Key(depth));
-        }
-        parts.push(ClientPart::Value(depth));
-    }
-    Ok(parts.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::descriptor::{Entry, RequestBounds};
 
     fn rule(key: &str, value: &str, children: Vec<RuleSpec>) -> RuleSpec {
-        let rate_limit = RateLimit { name: None, limit: Limit::from(5), window: Window::MINUTE, algorithm: Algorithm::default() };
-        RuleSpec { key: key.into(), value: Some(value.into()), rate_limit: Some(rate_limit), children, ..RuleSpec::default() }
+        RuleSpec { key: key.into(), value: Some(value.into()), limits: Limits::All(vec![limit("", &[])]), children, ..RuleSpec::default() }
+    }
+
+    /// A limit of 5 a minute.
+    fn limit(name: &str, replaces: &[&str]) -> RateLimit {
+        let name = Some(name.to_owned()).filter(|name| !name.is_empty());
+        let replaces = replaces.iter().map(|name| (*name).to_owned()).collect();
+        RateLimit { name, limit: Limit::from(5), window: Window::MINUTE, algorithm: Algorithm::default(), replaces }
     }
 
     fn rules(specs: Vec<RuleSpec>) -> Rules {
-        Rules::new(vec![DomainSpec { name: "d".into(), rules: specs }]).unwrap()
+        Rules::new(vec![DomainSpec { name: "d".into(), rules: specs, ..DomainSpec::default() }]).unwrap()
     }
 
     fn ask(entries: &[(&str, &str)]) -> Request {
@@ -407,13 +434,13 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        let new = |specs| Rules::new(vec![DomainSpec { name: "d".into(), rules: specs }]).map(|_| ()).unwrap_err();
+        let new = |specs| Rules::new(vec![DomainSpec { name: "d".into(), rules: specs, ..DomainSpec::default() }]).map(|_| ()).unwrap_err();
         assert_eq!(new(vec![rule("k", "v", vec![]), rule("k", "v", vec![])]), RulesError::DuplicateRule { path: "k=v".into() });
         assert_eq!(new(vec![rule("k", "v*", vec![]), rule("k", "v*", vec![])]), RulesError::DuplicateRule { path: "k=v*".into() });
         assert_eq!(new(vec![rule("k", "", vec![rule("", "", vec![])])]), RulesError::EmptyKey { parent: "k".into() });
         let astray = RuleSpec { client_id: Some(vec!["x".into()]), ..rule("k", "", vec![]) };
         assert_eq!(new(vec![astray]), RulesError::UnknownClientKey { path: "k".into(), key: "x".into() });
-        let twice = || DomainSpec { name: "d".into(), rules: vec![] };
+        let twice = || DomainSpec { name: "d".into(), ..DomainSpec::default() };
         assert!(Rules::new(vec![twice(), twice()]).is_err());
     }
 }

@@ -22,9 +22,9 @@ use tracing::{info, warn};
 mod listener;
 mod thread;
 
-use crate::config::{self, Problems};
+use crate::config::{self, LoadOptions, Problems};
 use crate::grpc::HEALTH_SERVICE;
-use crate::limiter::Fallback;
+use crate::limiter::{Fallback, Notices};
 use crate::metrics::Metrics;
 use crate::rules::LiveRules;
 use crate::settings::{Address, Settings, StoreSettings};
@@ -78,7 +78,7 @@ impl Server {
             warn!("{warning}");
         }
         let metrics = Arc::new(Metrics::new()?);
-        let rules = Arc::new(load_rules(&settings.rules, &metrics)?);
+        let rules = Arc::new(load_rules(&settings.rules, settings.load_options, &metrics)?);
         let (stores, memory) = stores(&settings, &metrics)?;
         let grpc = Listener::bind("gRPC", &settings.grpc).await?;
         let http = Listener::bind("HTTP", &Address::Tcp(settings.http)).await?;
@@ -92,6 +92,8 @@ impl Server {
         let blueprint = Blueprint {
             rules,
             fallback: Fallback { policy: settings.on_store_failure, memory: Arc::clone(&fallback) },
+            modes: settings.modes,
+            notices: Arc::new(Notices::default()),
             metrics: Arc::clone(&metrics),
             health: health.clone(),
             serving: Arc::clone(&serving),
@@ -152,8 +154,8 @@ impl Server {
     }
 }
 
-fn load_rules(paths: &[PathBuf], metrics: &Metrics) -> Result<LiveRules, Problems> {
-    let loaded = config::load(paths)?;
+fn load_rules(paths: &[PathBuf], options: LoadOptions, metrics: &Metrics) -> Result<LiveRules, Problems> {
+    let loaded = config::load(paths, options)?;
     for warning in &loaded.warnings {
         warn!("{warning}");
     }

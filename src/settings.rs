@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::config::LoadOptions;
 use crate::descriptor::RequestBounds;
+use crate::grpc::{LimitHeaders, ReplyOptions};
+use crate::hit::FailurePolicy;
 use crate::limit::parse_duration;
-use crate::limiter::FailurePolicy;
+use crate::limiter::Modes;
 
 /// How to serve, as it was said on the command line and in the environment.
 #[derive(Args, Clone)]
@@ -32,6 +35,46 @@ pub struct ServeArgs {
     /// Folder below that, with the rules in it
     #[arg(long, env = "RUNTIME_APPDIRECTORY", value_name = "PATH", default_value = "config", value_parser = path)]
     runtime_appdirectory: PathBuf,
+
+    /// Put the rules of several files with the same domain together
+    #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    merge_domain_config: bool,
+
+    /// Let every request pass; count and measure all the same
+    #[arg(long, env = "SHADOW_MODE", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    shadow_mode: bool,
+
+    /// Deny a request only where all its descriptors are over their limits
+    #[arg(long, env = "QUOTA_MODE", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    quota_mode: bool,
+
+    /// Hits above this share of a limit are counted as near it
+    #[arg(long, env = "NEAR_LIMIT_RATIO", value_name = "RATIO", default_value = "0.8", value_parser = ratio)]
+    near_limit_ratio: f64,
+
+    /// Add response headers that tell the limit, what is left, and when there is more
+    #[arg(long, env = "LIMIT_RESPONSE_HEADERS_ENABLED", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    limit_response_headers_enabled: bool,
+
+    /// plain: three headers with a number each, named below; draft-10: RateLimit-Policy and RateLimit of the IETF's draft
+    #[arg(long, env = "LIMIT_RESPONSE_HEADERS_FORMAT", value_name = "FORMAT", default_value = "plain", value_parser = headers_format)]
+    limit_response_headers_format: HeadersFormat,
+
+    /// Name of the header with the limit
+    #[arg(long, env = "LIMIT_LIMIT_HEADER", value_name = "NAME", default_value = "RateLimit-Limit", value_parser = header_name)]
+    limit_limit_header: String,
+
+    /// Name of the header with what is left of it
+    #[arg(long, env = "LIMIT_REMAINING_HEADER", value_name = "NAME", default_value = "RateLimit-Remaining", value_parser = header_name)]
+    limit_remaining_header: String,
+
+    /// Name of the header with the seconds until there is more
+    #[arg(long, env = "LIMIT_RESET_HEADER", value_name = "NAME", default_value = "RateLimit-Reset", value_parser = header_name)]
+    limit_reset_header: String,
+
+    /// Tell Envoy the request's descriptors, the deciding rule and the rules' metadata as dynamic metadata
+    #[arg(long, env = "RESPONSE_DYNAMIC_METADATA", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    response_dynamic_metadata: bool,
 
     /// Address for gRPC
     #[arg(long, env = "GRPC_HOST", value_name = "IP", default_value = "0.0.0.0")]
@@ -114,6 +157,9 @@ pub struct ServeArgs {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub rules: Vec<PathBuf>,
+    pub load_options: LoadOptions,
+    pub modes: Modes,
+    pub reply: ReplyOptions,
     pub grpc: Address,
     pub http: SocketAddr,
     pub metrics: SocketAddr,
@@ -161,6 +207,14 @@ pub enum LogFormat {
     Json,
 }
 
+/// The form of the response headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum HeadersFormat {
+    Plain,
+    #[value(name = "draft-10")]
+    Draft10,
+}
+
 /// A setting that contradicts another, or that would change an answer and is not supported.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -174,24 +228,19 @@ const REDIS_TIMEOUT_SENSIBLE: Duration = Duration::from_millis(15);
 
 /// Settings of the reference server that would change answers, with the value that asks for nothing special. Any other
 /// value is refused until it is supported.
-const REFUSED: [(&str, &[&str]); 12] = [
+const REFUSED: [(&str, &[&str]); 7] = [
     ("CONFIG_TYPE", &["FILE"]),
     ("REDIS_TYPE", &["SINGLE"]),
     ("REDIS_AUTH", &[]),
     ("REDIS_TLS", FALSE),
     ("REDIS_PERSECOND", FALSE),
     ("CACHE_KEY_PREFIX", &[]),
-    ("SHADOW_MODE", FALSE),
-    ("QUOTA_MODE", FALSE),
-    ("MERGE_DOMAIN_CONFIG", FALSE),
-    ("LIMIT_RESPONSE_HEADERS_ENABLED", FALSE),
-    ("RESPONSE_DYNAMIC_METADATA", FALSE),
     ("GRPC_SERVER_USE_TLS", FALSE),
 ];
 
 /// Settings of the reference server that change no answer. Named in one warning where they are set. (REDIS_SOCKET_TYPE and
 /// USE_PROMETHEUS need no word: REDIS_URL shows what it is, and Prometheus is always on.)
-const IGNORED: [&str; 28] = [
+const IGNORED: [&str; 27] = [
     "USE_STATSD",
     "USE_DOG_STATSD",
     "STATSD_HOST",
@@ -201,7 +250,6 @@ const IGNORED: [&str; 28] = [
     "PROMETHEUS_MAPPER_YAML",
     "PROMETHEUS_RESPONSE_TIME_AS_MILLISECONDS",
     "FORCE_START_WITHOUT_INITIAL_CONFIG",
-    "NEAR_LIMIT_RATIO",
     "DEBUG_HOST",
     "DEBUG_PORT",
     "GRPC_MAX_CONNECTION_AGE",
@@ -246,6 +294,9 @@ impl ServeArgs {
             metrics: prometheus_address(&self.prometheus_addr)?,
             metrics_path: prometheus_path(&self.prometheus_path)?,
             store,
+            load_options: LoadOptions { merge_domains: self.merge_domain_config },
+            modes: Modes { shadow: self.shadow_mode, quota: self.quota_mode, near_limit_ratio: self.near_limit_ratio },
+            reply: self.reply(),
             on_store_failure: self.on_store_failure,
             counters_max: self.max_counters,
             request_bounds: RequestBounds { descriptors: self.max_descriptors, entries_per_descriptor: self.max_entries },
@@ -255,6 +306,18 @@ impl ServeArgs {
             rules: self.rules(),
             warnings,
         })
+    }
+
+    fn reply(&self) -> ReplyOptions {
+        let headers = match self.limit_response_headers_format {
+            HeadersFormat::Plain => LimitHeaders::Plain {
+                limit: self.limit_limit_header.clone(),
+                remaining: self.limit_remaining_header.clone(),
+                reset: self.limit_reset_header.clone(),
+            },
+            HeadersFormat::Draft10 => LimitHeaders::Draft10,
+        };
+        ReplyOptions { headers: self.limit_response_headers_enabled.then_some(headers), dynamic_metadata: self.response_dynamic_metadata }
     }
 
     fn rules(self) -> Vec<PathBuf> {
@@ -355,6 +418,28 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
     if text.is_empty() { Ok(LogFormat::Text) } else { LogFormat::from_str(text, true).map_err(|_| "text or json".to_owned()) }
 }
 
+fn headers_format(text: &str) -> Result<HeadersFormat, String> {
+    if text.is_empty() { Ok(HeadersFormat::Plain) } else { HeadersFormat::from_str(text, true).map_err(|_| "plain or draft-10".to_owned()) }
+}
+
+/// As Go reads booleans, in which the reference server's settings are written; an empty one is as good as unset.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio)).ok_or_else(|| "must be a number from 0 to 1".to_owned())
+}
+
+fn header_name(text: &str) -> Result<String, String> {
+    let name = axum::http::HeaderName::from_bytes(text.as_bytes());
+    name.map(|_| text.to_owned()).map_err(|_| "must be the name of a header".to_owned())
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text).map_err(|error| error.to_string())?;
     if duration.is_zero() { Err("must be more than 0".to_owned()) } else { Ok(duration) }
@@ -412,8 +497,8 @@ mod tests {
 
     #[test]
     fn settings_of_the_reference_server_are_never_passed_over_in_silence() {
-        assert!(settle(&[], &[("SHADOW_MODE", "true")]).unwrap_err().to_string().contains("SHADOW_MODE"));
-        assert!(settle(&[], &[("SHADOW_MODE", "False"), ("REDIS_TYPE", "single"), ("REDIS_AUTH", "")]).unwrap().warnings.is_empty());
+        assert!(settle(&[], &[("REDIS_TLS", "true")]).unwrap_err().to_string().contains("REDIS_TLS"));
+        assert!(settle(&[], &[("REDIS_TLS", "False"), ("REDIS_TYPE", "single"), ("REDIS_AUTH", "")]).unwrap().warnings.is_empty());
         let warnings = settle(&[], &[("USE_STATSD", "true"), ("DEBUG_PORT", "6070")]).unwrap().warnings;
         assert_eq!(warnings, ["set, but without effect here: USE_STATSD, DEBUG_PORT"]);
     }
@@ -437,6 +522,19 @@ mod tests {
     }
 
     #[test]
+    fn modes_and_headers_read_as_the_reference_server_reads_them() {
+        let settings = settle(&["--shadow-mode", "--quota-mode=T", "--near-limit-ratio", "0.5"], &[]).unwrap();
+        assert_eq!(settings.modes, Modes { shadow: true, quota: true, near_limit_ratio: 0.5 });
+        assert_eq!(settings.reply, ReplyOptions::default());
+        let reply = settle(&["--limit-response-headers-enabled", "--limit-reset-header", "X-Reset"], &[]).unwrap().reply;
+        let (limit, remaining, reset) = ("RateLimit-Limit".into(), "RateLimit-Remaining".into(), "X-Reset".into());
+        assert_eq!(reply.headers, Some(LimitHeaders::Plain { limit, remaining, reset }));
+        for wrong in [["--shadow-mode", "yes"], ["--near-limit-ratio", "1.1"], ["--limit-reset-header", "a b"]] {
+            assert!(Cli::try_parse_from([&["ratelimitd"], &wrong[..]].concat()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn an_empty_setting_is_as_good_as_unset() {
         let empty = [
             "--runtime-root=",
@@ -446,6 +544,7 @@ mod tests {
             "--backend-type=",
             "--log-level=",
             "--log-format=",
+            "--shadow-mode=",
         ];
         let settings = settle(&empty, &[]).unwrap();
         assert_eq!((settings.rules, settings.grpc), (vec![PathBuf::from("config")], Address::Tcp("0.0.0.0:8081".parse().unwrap())));

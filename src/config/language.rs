@@ -1,39 +1,54 @@
 //! The rules language: which key stands where, and what its value may be. A file's marked tree becomes the domain that it
 //! describes; whatever is wrong is reported with its place, and the reading goes on. A new key gets its line in `KEYS` and
-//! its reading in the function of its level. It knows neither files nor how YAML is parsed.
+//! its reading in the function of its level. It knows neither files nor how YAML is parsed; what loads and is probably not
+//! meant is `config::lints`' affair.
 
 use std::collections::HashMap;
 
-use crate::hit::{Action, Kind};
-use crate::limit::{Algorithm, Limit, LimitError, LogEntries, Window};
-use crate::rules::{DomainSpec, RateLimit, RuleSpec};
+use crate::hit::{FailurePolicy, Kind};
+use crate::limit::{Algorithm, Limit, LogEntries, Window};
+use crate::rules::{DomainSpec, Limits, Metadata, RateLimit, RuleSpec};
 
 use super::Report;
+use super::lints::Lints;
+use super::scalars::nearest;
 use super::yaml::{self, Node, Place, Value};
 
-/// The three kinds of map that a file is made of.
+/// The kinds of map that a file is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
+pub(super) enum Level {
     File,
     Rule,
     Limit,
+    Replaced,
+}
+
+/// A domain as one file describes it.
+pub(super) struct Described {
+    pub spec: DomainSpec,
+    /// Of the domain's name.
+    pub place: Place,
+    /// Of each rule at the top.
+    pub rules: Vec<Place>,
+    /// Where which name is replaced.
+    pub replaced: Vec<(Place, String)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Support {
+pub(super) enum Support {
     Now,
     /// A key of the language that this version cannot obey. Refused, since ignoring it would change an answer.
     Later,
 }
 
-use Level::{File, Limit as InLimit, Rule};
+use Level::{File, Limit as InLimit, Replaced, Rule};
 use Support::{Later, Now};
 
 /// Which key stands where.
 #[rustfmt::skip]
-const KEYS: &[(&str, &[Level], Support)] = &[
+pub(super) const KEYS: &[(&str, &[Level], Support)] = &[
     ("domain",            &[File],                Now),
-    ("default",           &[File],                Later),
+    ("default",           &[File],                Now),
     ("descriptors",       &[File, Rule],          Now),
     ("key",               &[Rule],                Now),
     ("value",             &[Rule],                Now),
@@ -43,12 +58,12 @@ const KEYS: &[(&str, &[Level], Support)] = &[
     ("count_denied",      &[Rule],                Now),
     ("shadow_mode",       &[Rule],                Now),
     ("quota_mode",        &[Rule],                Now),
-    ("exempt",            &[Rule],                Later),
-    ("share_threshold",   &[Rule],                Later),
-    ("detailed_metric",   &[Rule],                Later),
-    ("value_to_metric",   &[Rule],                Later),
-    ("metadata",          &[Rule],                Later),
-    ("on_store_failure",  &[File, Rule],          Later),
+    ("exempt",            &[Rule],                Now),
+    ("share_threshold",   &[Rule],                Now),
+    ("detailed_metric",   &[Rule],                Now),
+    ("value_to_metric",   &[Rule],                Now),
+    ("metadata",          &[Rule],                Now),
+    ("on_store_failure",  &[File, Rule],          Now),
     ("algorithm",         &[File, Rule, InLimit], Now),
     ("log_entries",       &[Rule, InLimit],       Now),
     ("burst",             &[Rule, InLimit],       Later),
@@ -57,9 +72,9 @@ const KEYS: &[(&str, &[Level], Support)] = &[
     ("requests_per_unit", &[InLimit],             Now),
     ("limit",             &[InLimit],             Now),
     ("window",            &[InLimit],             Now),
-    ("name",              &[InLimit],             Now),
-    ("unlimited",         &[InLimit],             Later),
-    ("replaces",          &[InLimit],             Later),
+    ("name",              &[InLimit, Replaced],   Now),
+    ("unlimited",         &[InLimit],             Now),
+    ("replaces",          &[InLimit],             Now),
 ];
 
 /// The keys that the reference server does not have. It ignores its own in a wrong place, so we may only warn of those; it
@@ -80,7 +95,7 @@ const OURS: &[&str] = &[
 ];
 
 /// The reference server's units, with its lengths of month and year.
-const UNITS: &[(&str, Window)] = &[
+pub(super) const UNITS: &[(&str, Window)] = &[
     ("second", Window::SECOND),
     ("minute", Window::MINUTE),
     ("hour", Window::HOUR),
@@ -93,20 +108,17 @@ const UNITS: &[(&str, Window)] = &[
 /// The keys that a rate_limit's number is made of; without any of them it has none.
 const NUMBERS: &[&str] = &["requests_per_unit", "unit", "limit", "window", "unlimited"];
 
-/// How many changed letters still make one key a misspelling of another.
-const MISSPELLED: usize = 2;
-
-/// The domain that a file describes and the place of its name; `None` where it cannot even be named.
-pub(super) fn domain(root: &Node, report: &mut Report<'_>) -> Option<(DomainSpec, Place)> {
-    Reader { report, path: Vec::new(), counters: HashMap::new() }.file(root)
+/// What a file describes; `None` where its domain cannot even be named.
+pub(super) fn domain(root: &Node, report: &mut Report<'_>) -> Option<Described> {
+    Reader { report, path: Vec::new(), lints: Lints::default(), replaced: Vec::new() }.file(root)
 }
 
 struct Reader<'r, 'f> {
     report: &'r mut Report<'f>,
     /// The keys and values from the top down to the rule being read, itself included.
     path: Vec<(String, Option<String>)>,
-    /// The window in which the domain's rules count each action, and where the first of them stands.
-    counters: HashMap<String, (Window, usize)>,
+    lints: Lints,
+    replaced: Vec<(Place, String)>,
 }
 
 /// A map's known keys. A null value is as good as none, so that `descriptors:` may be left empty.
@@ -117,6 +129,12 @@ struct Fields<'n> {
     meant: Vec<&'static str>,
 }
 
+/// What one map under `rate_limit` says.
+enum Limited {
+    Unlimited { replaces: Vec<String> },
+    To(RateLimit),
+}
+
 impl<'n> Fields<'n> {
     fn get(&self, name: &str) -> Option<&'n Node> {
         self.known.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
@@ -124,17 +142,20 @@ impl<'n> Fields<'n> {
 }
 
 impl Reader<'_, '_> {
-    fn file(mut self, root: &Node) -> Option<(DomainSpec, Place)> {
+    fn file(mut self, root: &Node) -> Option<Described> {
         let fields = self.fields(root, "a rules file", File)?;
         self.algorithm(&fields);
-        let rules = self.rules(&fields);
+        let (rules, places) = self.rules(&fields);
+        let default = self.default(&fields);
+        let on_store_failure = self.on_store_failure(&fields);
         let name = fields.get("domain");
         let place = name.map_or(fields.place, |node| node.place);
         match name {
             Some(node) => {
-                let text = self.text("domain", node)?;
-                if !text.is_empty() {
-                    return Some((DomainSpec { name: text, rules }, place));
+                let name = self.report.text("domain", node)?;
+                if !name.is_empty() {
+                    let spec = DomainSpec { name, rules, default, on_store_failure };
+                    return Some(Described { spec, place, rules: places, replaced: self.replaced });
                 }
                 self.report.problem(place, "`domain` is empty: give it the name that Envoy sends");
             }
@@ -144,28 +165,38 @@ impl Reader<'_, '_> {
         None
     }
 
-    /// The rules under `descriptors`, problems or not: those that could not be read have said why.
-    fn rules(&mut self, fields: &Fields<'_>) -> Vec<RuleSpec> {
-        let Some(node) = fields.get("descriptors") else { return Vec::new() };
-        let Value::List(items) = &node.value else {
-            let what = format!("`descriptors` is a list, not {}: begin each of its rules with `- key:`", node.kind());
-            self.report.problem(node.place, what);
-            return Vec::new();
-        };
+    fn default(&mut self, fields: &Fields<'_>) -> Vec<RateLimit> {
+        let Some(node) = fields.get("default") else { return Vec::new() };
+        match self.limits("default", node, LogEntries::DEFAULT) {
+            Limits::All(limits) => limits,
+            Limits::Unlimited { .. } => {
+                self.report.problem(node.place, "`default` is unlimited, as what no rule knows is anyway: remove it");
+                Vec::new()
+            }
+            Limits::None | Limits::Exempt => Vec::new(),
+        }
+    }
+
+    /// The rules under `descriptors`, problems or not, and their places: those that could not be read have said why.
+    fn rules(&mut self, fields: &Fields<'_>) -> (Vec<RuleSpec>, Vec<Place>) {
+        let node = fields.get("descriptors");
+        let items = node.and_then(|node| self.report.list("descriptors", node, "begin each of its rules with `- key:`"));
         let mut lines: HashMap<(String, Option<String>), usize> = HashMap::new();
-        let mut rules = Vec::with_capacity(items.len());
-        for item in items {
+        let (mut rules, mut places) = (Vec::new(), Vec::new());
+        for item in items.unwrap_or_default() {
             let Some(rule) = self.rule(item) else { continue };
             if let Some(first) = lines.get(&(rule.key.clone(), rule.value.clone())) {
-                let rule = rule.value.as_ref().map_or(rule.key.clone(), |value| format!("{}: {value}", rule.key));
+                let rule = shown(&rule);
                 let what = format!("`{rule}` stands twice on this level, first in line {first}: put both into one");
                 self.report.problem(item.place, what);
                 continue;
             }
             lines.insert((rule.key.clone(), rule.value.clone()), item.place.line);
             rules.push(rule);
+            places.push(item.place);
         }
-        rules
+        self.lints.level(&rules, &places, self.report);
+        (rules, places)
     }
 
     fn rule(&mut self, node: &Node) -> Option<RuleSpec> {
@@ -176,39 +207,91 @@ impl Reader<'_, '_> {
         }
         let key_is_known = key.is_some();
         let key = key.unwrap_or_default();
-        let value = fields.get("value").and_then(|node| self.text("value", node)).filter(|text| !text.is_empty());
+        let value = fields.get("value").and_then(|node| self.report.text("value", node)).filter(|text| !text.is_empty());
         self.path.push((key.clone(), value.clone()));
 
         self.algorithm(&fields);
         let log_entries = self.log_entries(&fields).unwrap_or(LogEntries::DEFAULT);
-        let rate_limit = fields.get("rate_limit").and_then(|node| self.rate_limit(node, log_entries));
-        let action = self.filled(&fields, "action");
-        let client_id = fields.get("client_id").and_then(|node| self.client_id(node));
+        let limits = fields.get("rate_limit").map_or(Limits::None, |node| self.limits("rate_limit", node, log_entries));
         let kind = match (self.flag(&fields, "shadow_mode"), self.flag(&fields, "quota_mode")) {
             (Some(true), Some(true)) => Kind::QuotaShadow,
             (Some(true), _) => Kind::Shadow,
             (_, Some(true)) => Kind::Quota,
             _ => Kind::Enforce,
         };
-        let count_denied = self.flag(&fields, "count_denied");
-        if let Some(rate_limit) = &rate_limit {
-            self.compare_counters(fields.place, action.as_deref(), rate_limit);
+        let mut rule = RuleSpec {
+            limits: self.exempt(&fields, limits),
+            action: self.filled(&fields, "action"),
+            client_id: fields.get("client_id").and_then(|node| self.client_id(node)),
+            count_denied: self.flag(&fields, "count_denied"),
+            kind,
+            share_threshold: self.flag(&fields, "share_threshold").unwrap_or_default(),
+            detailed_metric: self.flag(&fields, "detailed_metric").unwrap_or_default(),
+            value_to_metric: self.flag(&fields, "value_to_metric").unwrap_or_default(),
+            metadata: fields.get("metadata").and_then(|node| self.metadata(node)),
+            on_store_failure: self.on_store_failure(&fields),
+            key,
+            value,
+            children: Vec::new(),
+        };
+        if let (true, false, Some(node)) = (rule.share_threshold, rule.is_wildcard(), fields.get("share_threshold")) {
+            let what = "`share_threshold` shares what a wildcard takes, and there is no `*` in this key or value: remove it";
+            self.report.problem(node.place, what);
         }
-        let children = self.rules(&fields);
+        self.lints.counters(fields.place, &self.path, &rule, self.report);
+        rule.children = self.rules(&fields).0;
         self.path.pop();
-        key_is_known.then_some(RuleSpec { key, value, rate_limit, action, client_id, count_denied, kind, children })
+        key_is_known.then_some(rule)
     }
 
-    fn rate_limit(&mut self, node: &Node, log_entries: LogEntries) -> Option<RateLimit> {
-        if matches!(node.value, Value::List(_)) {
-            let what = "a list under `rate_limit` is not supported yet by this version: write one map";
-            self.report.problem(node.place, what);
-            return None;
+    fn exempt(&mut self, fields: &Fields<'_>, limits: Limits) -> Limits {
+        match (self.flag(fields, "exempt"), fields.get("rate_limit")) {
+            (Some(true), None) => Limits::Exempt,
+            (Some(true), Some(node)) => {
+                self.report.problem(node.place, "an `exempt` rule lets the whole request pass and has no limit: remove one of the two");
+                limits
+            }
+            _ => limits,
         }
-        let fields = self.fields(node, "`rate_limit`", InLimit)?;
+    }
+
+    /// A map under `rate_limit` or `default`, or a list of them, all of which must fit.
+    fn limits(&mut self, name: &str, node: &Node, log_entries: LogEntries) -> Limits {
+        let items = match &node.value {
+            Value::List(items) => items.as_slice(),
+            _ => std::slice::from_ref(node),
+        };
+        if items.is_empty() {
+            self.report.problem(node.place, format!("`{name}` is an empty list: write a limit, or remove it"));
+        }
+        let mut limits: Vec<RateLimit> = Vec::with_capacity(items.len());
+        for item in items {
+            match self.limit_map(name, item, log_entries) {
+                Some(Limited::Unlimited { replaces }) if items.len() == 1 => return Limits::Unlimited { replaces },
+                Some(Limited::Unlimited { .. }) => {
+                    self.report.problem(item.place, "an unlimited one among other limits changes nothing: remove it");
+                }
+                Some(Limited::To(limit)) if limits.iter().any(|other| other.window == limit.window) => {
+                    let what = "a second limit for the same window: keep the smaller one, the larger could never deny";
+                    self.report.problem(item.place, what);
+                }
+                Some(Limited::To(limit)) => limits.push(limit),
+                None => {}
+            }
+        }
+        Limits::All(limits)
+    }
+
+    fn limit_map(&mut self, name: &str, node: &Node, log_entries: LogEntries) -> Option<Limited> {
+        let fields = self.fields(node, &format!("`{name}`"), InLimit)?;
         self.algorithm(&fields);
         let log_entries = self.log_entries(&fields).unwrap_or(log_entries);
-        let name = fields.get("name").and_then(|node| self.text("name", node)).filter(|text| !text.is_empty());
+        let name = fields.get("name").and_then(|node| self.report.text("name", node)).filter(|text| !text.is_empty());
+        let replaces = self.replaces(&fields, name.as_deref());
+        if self.flag(&fields, "unlimited") == Some(true) {
+            self.unlimited(&fields);
+            return Some(Limited::Unlimited { replaces });
+        }
         let (limit, window) = match ["requests_per_unit", "unit", "limit", "window"].map(|name| fields.get(name)) {
             [Some(requests), Some(unit), None, None] => (self.requests(requests), self.unit(unit)),
             [None, None, Some(limit), Some(window)] => (self.limit(limit), self.window(window)),
@@ -218,7 +301,51 @@ impl Reader<'_, '_> {
             }
         };
         let algorithm = Algorithm::SlidingWindowLog { log_entries };
-        Some(RateLimit { name, limit: limit?, window: window?, algorithm })
+        Some(Limited::To(RateLimit { name, limit: limit?, window: window?, algorithm, replaces }))
+    }
+
+    /// What stands beside `unlimited`. The reference server refuses a real unit and takes all else of its own in silence.
+    fn unlimited(&mut self, fields: &Fields<'_>) {
+        if let Some(node) = fields.get("unit") {
+            let text = self.report.text("unit", node).unwrap_or_default();
+            if unit(&text).is_some() {
+                self.report.problem(node.place, "an unlimited rule has no unit: remove `unit`, or `unlimited`");
+            } else {
+                self.report.warning(node.place, format!("`{text}` is no unit, and an unlimited rule has none: remove it"));
+            }
+        }
+        if let Some(node) = fields.get("requests_per_unit") {
+            self.report.warning(node.place, "`requests_per_unit` is ignored beside `unlimited`: remove one of the two");
+        }
+        for name in ["limit", "window"] {
+            if let Some(node) = fields.get(name) {
+                self.report.problem(node.place, format!("an unlimited rule has no `{name}`: remove it, or `unlimited`"));
+            }
+        }
+    }
+
+    /// The names that a limit replaces.
+    fn replaces(&mut self, fields: &Fields<'_>, own: Option<&str>) -> Vec<String> {
+        let Some(node) = fields.get("replaces") else { return Vec::new() };
+        let items = self.report.list("replaces", node, "write `replaces: [{name: NAME}]`");
+        let mut names = Vec::new();
+        for item in items.unwrap_or_default() {
+            let Some(fields) = self.fields(item, "what `replaces` lists", Replaced) else { continue };
+            let Some(node) = fields.get("name") else {
+                if !fields.meant.contains(&"name") {
+                    self.report.problem(item.place, "`name` is missing: write `replaces: [{name: NAME}]`");
+                }
+                continue;
+            };
+            let Some(name) = self.report.filled("name", node) else { continue };
+            if Some(name.as_str()) == own {
+                self.report.problem(node.place, format!("`{name}` replaces itself: name another limit"));
+                continue;
+            }
+            self.replaced.push((node.place, name.clone()));
+            names.push(name);
+        }
+        names
     }
 
     /// Why these keys (requests_per_unit, unit, limit, window) make no limit.
@@ -238,47 +365,64 @@ impl Reader<'_, '_> {
     }
 
     fn requests(&mut self, node: &Node) -> Option<Limit> {
-        let requests = self.number("requests_per_unit", node, u32::MAX.into())?;
-        self.bounded(node, Limit::new(requests))
+        let requests = self.report.number("requests_per_unit", node, u32::MAX.into())?;
+        self.report.judged(node, Limit::new(requests))
     }
 
     fn limit(&mut self, node: &Node) -> Option<Limit> {
-        let hits = self.number("limit", node, Limit::MOST)?;
-        self.bounded(node, Limit::new(hits))
+        let hits = self.report.number("limit", node, Limit::MOST)?;
+        self.report.judged(node, Limit::new(hits))
     }
 
     fn unit(&mut self, node: &Node) -> Option<Window> {
-        let text = self.text("unit", node)?;
-        let found = UNITS.iter().find(|(name, _)| text.eq_ignore_ascii_case(name));
+        let text = self.report.text("unit", node)?;
+        let found = unit(&text);
         if found.is_none() {
             let names: Vec<_> = UNITS.iter().map(|(name, _)| *name).collect();
             let what = format!("`{text}` is no unit: write one of {}, or `limit` and `window`", names.join(", "));
             self.report.problem(node.place, what);
         }
-        found.map(|(_, window)| *window)
+        found
     }
 
     fn window(&mut self, node: &Node) -> Option<Window> {
-        let text = self.text("window", node)?;
-        self.bounded(node, text.parse())
+        let text = self.report.text("window", node)?;
+        self.report.judged(node, text.parse())
     }
 
     fn log_entries(&mut self, fields: &Fields<'_>) -> Option<LogEntries> {
         let node = fields.get("log_entries")?;
-        let number = self.number("log_entries", node, u32::MAX.into())?;
-        self.bounded(node, LogEntries::new(u32::try_from(number).unwrap_or(u32::MAX)))
+        let number = self.report.number("log_entries", node, u32::MAX.into())?;
+        let entries = self.report.judged(node, LogEntries::new(u32::try_from(number).unwrap_or(u32::MAX)))?;
+        if entries > LogEntries::DEFAULT {
+            let what = format!(
+                "more than {} log_entries leave Redis's compact form, and a client may cost {} KB there: \
+                 keep to {0} unless that is meant",
+                LogEntries::DEFAULT.get(),
+                // 135 bytes an entry, measured: docs/algorithm.md.
+                u64::from(entries.get()) * 135 / 1_000
+            );
+            self.report.warning(node.place, what);
+        }
+        Some(entries)
     }
 
     /// There is one algorithm yet, so a name that is right changes nothing.
     fn algorithm(&mut self, fields: &Fields<'_>) {
         let Some(node) = fields.get("algorithm") else { return };
-        let Some(text) = self.text("algorithm", node) else { return };
+        let Some(text) = self.report.text("algorithm", node) else { return };
         let what = match text.as_str() {
             "sliding_window_log" => return,
             "token_bucket" | "fixed_window" => "is not supported yet by this version",
             _ => "is no algorithm",
         };
         self.report.problem(node.place, format!("`{text}` {what}: write `sliding_window_log`, or leave it out"));
+    }
+
+    fn on_store_failure(&mut self, fields: &Fields<'_>) -> Option<FailurePolicy> {
+        let node = fields.get("on_store_failure")?;
+        let text = self.report.text("on_store_failure", node)?;
+        self.report.judged(node, text.parse().map_err(|error| format!("`on_store_failure`: {error}")))
     }
 
     /// The keys that make the client. Each is a key on the way to this rule, else the rule could never name anybody by it.
@@ -290,7 +434,7 @@ impl Reader<'_, '_> {
         };
         let mut keys: Vec<String> = Vec::with_capacity(items.len());
         for item in items {
-            let Some(key) = self.text("client_id", item) else { continue };
+            let Some(key) = self.report.text("client_id", item) else { continue };
             let times = self.path.iter().filter(|(known, _)| *known == key).count();
             if times > 1 {
                 let what =
@@ -308,24 +452,20 @@ impl Reader<'_, '_> {
         Some(keys)
     }
 
-    /// Warns where rules of one action count it apart, since what one of them counts is then hidden from the other.
-    fn compare_counters(&mut self, place: Place, action: Option<&str>, rate_limit: &RateLimit) {
-        let path = self.path.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
-        let action = action.map_or_else(|| Action::of_path(path), Action::named).to_string();
-        let window = rate_limit.window;
-        match self.counters.get(&action) {
-            None => {
-                self.counters.insert(action, (window, place.line));
-            }
-            Some((first, line)) if *first != window => {
-                let what = format!(
-                    "the action `{action}` has another window in line {line}, so each is counted apart: \
-                     make them the same, or name two actions"
-                );
-                self.report.warning(place, what);
-            }
-            Some(_) => {}
+    fn metadata(&mut self, node: &Node) -> Option<Metadata> {
+        if let Value::Map(_) = &node.value {
+            return Some(metadata(node));
         }
+        self.report.problem(node.place, format!("`metadata` is a map, not {}: write `NAME: VALUE` lines", node.kind()));
+        None
+    }
+
+    fn flag(&mut self, fields: &Fields<'_>, name: &str) -> Option<bool> {
+        self.report.flag(name, fields.get(name)?)
+    }
+
+    fn filled(&mut self, fields: &Fields<'_>, name: &str) -> Option<String> {
+        self.report.filled(name, fields.get(name)?)
     }
 
     /// The known keys of a map that stand where they belong; what is to say of the others is said.
@@ -348,7 +488,7 @@ impl Reader<'_, '_> {
                     self.report.problem(key.place, format!("unknown key `{text}`: {advice}"));
                 }
                 Some((_, levels, _)) if !levels.contains(&level) => {
-                    let homes: Vec<_> = levels.iter().map(|level| level.place()).collect();
+                    let homes: Vec<_> = levels.iter().filter(|level| **level != Replaced).map(|level| level.place()).collect();
                     let homes = homes.join(" or ");
                     if OURS.contains(&text.as_str()) {
                         self.report.problem(key.place, format!("`{text}` belongs {homes}: move it there"));
@@ -367,57 +507,6 @@ impl Reader<'_, '_> {
         }
         Some(fields)
     }
-
-    /// A scalar's text as it is written: `0443`, `yes` and `1.5` stay what they are.
-    fn text(&mut self, name: &str, node: &Node) -> Option<String> {
-        match &node.value {
-            Value::Scalar { .. } if node.is_null() => Some(String::new()),
-            Value::Scalar { text, .. } => Some(text.clone()),
-            _ => {
-                self.report.problem(node.place, format!("`{name}` is text, not {}: write one value", node.kind()));
-                None
-            }
-        }
-    }
-
-    /// A text that means nothing when empty.
-    fn filled(&mut self, fields: &Fields<'_>, name: &str) -> Option<String> {
-        let node = fields.get(name)?;
-        let text = self.text(name, node)?;
-        if text.is_empty() {
-            self.report.problem(node.place, format!("`{name}` is empty: fill it in, or remove the line"));
-            return None;
-        }
-        Some(text)
-    }
-
-    fn flag(&mut self, fields: &Fields<'_>, name: &str) -> Option<bool> {
-        self.plain(name, fields.get(name)?, "true or false", yaml::boolean)
-    }
-
-    fn number(&mut self, name: &str, node: &Node, most: u64) -> Option<u64> {
-        let what = format!("a whole number from 0 to {most}");
-        let read = |text: &str| yaml::integer(text).and_then(|n| u64::try_from(n).ok()).filter(|n| *n <= most);
-        self.plain(name, node, &what, read)
-    }
-
-    /// A value that quotes would turn into text.
-    fn plain<T>(&mut self, name: &str, node: &Node, what: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let said = match &node.value {
-            Value::Scalar { text, plain } => match read(text) {
-                Some(value) if *plain => return Some(value),
-                Some(_) => format!("`{name}` is {what}, not text: remove the quotes around {text}"),
-                None => format!("`{name}` is {what}, not `{text}`: correct it"),
-            },
-            _ => format!("`{name}` is {what}, not {}: write one value", node.kind()),
-        };
-        self.report.problem(node.place, said);
-        None
-    }
-
-    fn bounded<T>(&mut self, node: &Node, value: Result<T, LimitError>) -> Option<T> {
-        value.map_err(|error| self.report.problem(node.place, error.to_string())).ok()
-    }
 }
 
 impl Level {
@@ -426,38 +515,52 @@ impl Level {
             File => "beside `domain`",
             Rule => "beside `key`",
             InLimit => "inside `rate_limit`",
+            Replaced => "inside `replaces`",
         }
     }
+}
+
+/// A rule's key and value, for a message.
+pub(super) fn shown(rule: &RuleSpec) -> String {
+    rule.value.as_ref().map_or(rule.key.clone(), |value| format!("{}: {value}", rule.key))
+}
+
+fn unit(text: &str) -> Option<Window> {
+    UNITS.iter().find(|(name, _)| text.eq_ignore_ascii_case(name)).map(|(_, window)| *window)
 }
 
 /// The known key that `text` is probably meant to be. Of two equally near ones, the one that may stand here.
 fn nearest_key(text: &str, level: Level) -> Option<&'static str> {
-    let written = letters(text);
-    KEYS.iter()
-        .map(|(name, levels, _)| (distance(&written, &letters(name)), !levels.contains(&level), *name))
-        .filter(|(distance, _, name)| *distance <= MISSPELLED && *distance * 2 < name.len())
-        .min()
-        .map(|(_, _, name)| name)
+    let standing = |here: bool| KEYS.iter().filter(move |key| key.1.contains(&level) == here).map(|key| key.0);
+    nearest(text, standing(true).chain(standing(false)))
 }
 
-/// Lower case, without what joins words: `requestsPerUnit` and `requests-per-unit` are the same word written otherwise.
-fn letters(text: &str) -> Vec<char> {
-    text.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).flat_map(char::to_lowercase).collect()
-}
-
-/// The least number of inserted, deleted and replaced letters that turn `a` into `b` (Levenshtein).
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+/// Any tree, plain scalars read as YAML 1.1 reads them; a date is text. A key is text, as the reference server writes it.
+fn metadata(node: &Node) -> Metadata {
+    match &node.value {
+        Value::Scalar { .. } if node.is_null() => Metadata::Null,
+        Value::Scalar { text, plain: false } => Metadata::Text(text.clone()),
+        Value::Scalar { text, plain: true } => {
+            let boolean = yaml::boolean(text).map(Metadata::Bool);
+            // JSON and protobuf have one kind of number.
+            let number = || yaml::integer(text).map(|number| number as f64).or_else(|| yaml::float(text)).map(Metadata::Number);
+            boolean.or_else(number).unwrap_or_else(|| Metadata::Text(text.clone()))
         }
+        Value::List(items) => Metadata::List(items.iter().map(metadata).collect()),
+        Value::Map(pairs) => Metadata::Map(pairs.iter().map(|(key, value)| (metadata_key(key), metadata(value))).collect()),
     }
-    row[b.len()]
+}
+
+fn metadata_key(node: &Node) -> String {
+    match &node.value {
+        Value::Scalar { text, plain: true } => match (yaml::boolean(text), yaml::integer(text)) {
+            (Some(boolean), _) => boolean.to_string(),
+            (None, Some(number)) => number.to_string(),
+            _ => text.clone(),
+        },
+        Value::Scalar { text, .. } => text.clone(),
+        Value::List(_) | Value::Map(_) => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -469,14 +572,21 @@ mod tests {
     fn rules(descriptors: &str) -> Vec<RuleSpec> {
         let mut report = Report { file: Path::new("f"), problems: Vec::new(), warnings: Vec::new() };
         let root = yaml::read(&format!("domain: d\ndescriptors:\n{descriptors}"), &mut report).unwrap();
-        let (spec, place) = domain(&root, &mut report).unwrap();
+        let Described { spec, place, .. } = domain(&root, &mut report).unwrap();
         assert_eq!((spec.name.as_str(), place, &report.problems), ("d", Place { line: 1, column: 9 }, &Vec::new()));
         spec.rules
     }
 
+    /// The limits of a rule that has some.
+    fn limits(rule: &RuleSpec) -> &[RateLimit] {
+        let Limits::All(limits) = &rule.limits else { panic!("{rule:?}") };
+        limits
+    }
+
     fn limit(rate_limit: &str) -> (u64, Window) {
         let rule = rules(&format!("  - {{ key: a, rate_limit: {{ {rate_limit} }} }}")).remove(0);
-        rule.rate_limit.map(|rate_limit| (rate_limit.limit.get(), rate_limit.window)).unwrap()
+        let limit = &limits(&rule)[0];
+        (limit.limit.get(), limit.window)
     }
 
     #[test]
@@ -487,16 +597,17 @@ mod tests {
              rate_limit: { name: n, limit: 5, window: 10s, log_entries: 32 }\n",
         );
         let algorithm = Algorithm::SlidingWindowLog { log_entries: LogEntries::new(32).unwrap() };
-        let rate_limit = RateLimit { name: Some("n".into()), limit: Limit::from(5), window: "10s".parse().unwrap(), algorithm };
+        let (name, window) = (Some("n".into()), "10s".parse().unwrap());
+        let rate_limit = RateLimit { name, limit: Limit::from(5), window, algorithm, replaces: Vec::new() };
         let child = RuleSpec {
             key: "user".into(),
             value: Some("0443".into()),
-            rate_limit: Some(rate_limit),
+            limits: Limits::All(vec![rate_limit]),
             action: Some("x".into()),
             client_id: Some(vec!["tenant".into()]),
             count_denied: Some(false),
             kind: Kind::Quota,
-            children: Vec::new(),
+            ..RuleSpec::default()
         };
         assert_eq!(rule, [RuleSpec { key: "tenant".into(), children: vec![child], ..RuleSpec::default() }]);
     }
@@ -511,8 +622,8 @@ mod tests {
 
     #[test]
     fn a_rules_log_entries_are_the_default_of_its_limit() {
-        let entries = |rule: &RuleSpec| rule.rate_limit.as_ref().map(|limit| limit.algorithm);
-        let of = |entries: u32| Some(Algorithm::SlidingWindowLog { log_entries: LogEntries::new(entries).unwrap() });
+        let entries = |rule: &RuleSpec| limits(rule)[0].algorithm;
+        let of = |entries: u32| Algorithm::SlidingWindowLog { log_entries: LogEntries::new(entries).unwrap() };
         let limit = "rate_limit: { limit: 5, window: 10s }";
         let rules = rules(&format!("  - {{ key: a, log_entries: 64, {limit} }}\n  - {{ key: b, {limit} }}"));
         assert_eq!((entries(&rules[0]), entries(&rules[1])), (of(64), of(128)));
@@ -524,14 +635,5 @@ mod tests {
         let kinds: Vec<_> = rules.iter().map(|rule| rule.kind).collect();
         assert_eq!(kinds, [Kind::Enforce, Kind::Shadow, Kind::QuotaShadow]);
         assert_eq!(rules[2].value, None);
-    }
-
-    #[test]
-    fn near_misspellings_are_known_and_far_ones_are_not() {
-        assert_eq!(nearest_key("requests-per-Unit", Level::Limit), Some("requests_per_unit"));
-        assert_eq!(nearest_key("wndow", Level::Limit), Some("window"));
-        assert_eq!(nearest_key("keys", Level::Rule), Some("key"));
-        assert_eq!(nearest_key("kind", Level::Rule), None);
-        assert_eq!(nearest_key("", Level::Rule), None);
     }
 }

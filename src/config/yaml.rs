@@ -134,6 +134,23 @@ pub(super) fn integer(text: &str) -> Option<i128> {
     Some(if negative { -number } else { number })
 }
 
+/// A plain scalar read as YAML 1.1 reads a number with a fraction or an exponent: `1.5`, `.5`, `1e3`, `-.inf`, `.nan`.
+pub(super) fn float(text: &str) -> Option<f64> {
+    let (sign, size) = match text.strip_prefix('-') {
+        Some(size) => (-1.0, size),
+        None => (1.0, text.strip_prefix('+').unwrap_or(text)),
+    };
+    match size {
+        ".inf" | ".Inf" | ".INF" => return Some(sign * f64::INFINITY),
+        ".nan" | ".NaN" | ".NAN" => return Some(f64::NAN),
+        _ => {}
+    }
+    let digits = size.replace('_', "");
+    // What Rust reads besides, such as `inf`, is text.
+    let starts = digits.trim_start_matches('.').starts_with(|c: char| c.is_ascii_digit());
+    digits.parse::<f64>().ok().filter(|_| starts).map(|number| sign * number)
+}
+
 /// Puts the parser's events together, without recursion.
 struct Builder<'r, 'f> {
     report: &'r mut Report<'f>,

@@ -89,7 +89,7 @@ mod tests {
 
     fn within(window: &str, reset: Duration) -> Status {
         let current_limit = CurrentLimit { limit: Limit::new(1 << 40).unwrap(), window: window.parse().unwrap(), name: None };
-        Status { over: false, current_limit: Some(current_limit), remaining: 1 << 40, reset }
+        Status { current_limit: Some(current_limit), remaining: 1 << 40, reset, ..Status::default() }
     }
 
     #[test]

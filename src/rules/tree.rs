@@ -4,20 +4,16 @@
 
 use hashbrown::HashMap;
 
-use super::{RuleSpec, RulesError};
+use super::{RuleSpec, RulesError, action_of};
 use crate::descriptor::Entry;
-use crate::hit::Action;
 
-/// A rule's keys and fixed values from the top down.
-pub(super) type Path<'p> = Vec<(&'p str, Option<&'p str>)>;
-
-/// Gives the place at the end of a path its rule's number, if it has a limit.
-pub(super) type AddRule<'b> = dyn FnMut(&Path<'_>, &RuleSpec) -> Result<Option<usize>, RulesError> + 'b;
+/// Gives the rule at the end of a path, from the top down, its number, if it does something.
+pub(super) type AddRule<'b> = dyn FnMut(&[&RuleSpec]) -> Result<Option<usize>, RulesError> + 'b;
 
 pub(super) struct Tree(Level);
 
 pub(super) struct Node {
-    /// None where the place has no limit.
+    /// None where the place does nothing.
     pub rule: Option<usize>,
     below: Level,
 }
@@ -51,6 +47,12 @@ struct Pattern {
     after_stars: Box<[Box<str>]>,
 }
 
+/// Whether the wildcard of this key and value takes every entry that the other one takes: then its stars take the other's.
+pub(super) fn covers(wildcard: (&str, Option<&str>), other: (&str, Option<&str>)) -> bool {
+    let value = wildcard.1.is_none_or(|value| Pattern::new(value).takes(other.1.unwrap_or("*")));
+    value && Pattern::new(wildcard.0).takes(other.0)
+}
+
 impl Tree {
     pub fn build(specs: &[RuleSpec], add: &mut AddRule<'_>) -> Result<Self, RulesError> {
         Ok(Self(Level::build(specs, &mut Vec::new(), add)?))
@@ -68,17 +70,16 @@ impl Tree {
 }
 
 impl Level {
-    fn build<'s>(specs: &'s [RuleSpec], path: &mut Path<'s>, add: &mut AddRule<'_>) -> Result<Self, RulesError> {
+    fn build<'s>(specs: &'s [RuleSpec], path: &mut Vec<&'s RuleSpec>, add: &mut AddRule<'_>) -> Result<Self, RulesError> {
         let mut level = Self::default();
         for spec in specs {
             if spec.key.is_empty() {
-                return Err(RulesError::EmptyKey { parent: Action::of_path(path.iter().copied()).to_string() });
+                return Err(RulesError::EmptyKey { parent: action_of(path).to_string() });
             }
-            path.push((&spec.key, spec.value()));
-            let rule = add(path, spec)?;
-            let node = Node { rule, below: Self::build(&spec.children, path, add)? };
+            path.push(spec);
+            let node = Node { rule: add(path)?, below: Self::build(&spec.children, path, add)? };
             if level.insert(spec, node).is_some() {
-                return Err(RulesError::DuplicateRule { path: Action::of_path(path.iter().copied()).to_string() });
+                return Err(RulesError::DuplicateRule { path: action_of(path).to_string() });
             }
             path.pop();
         }
@@ -88,7 +89,7 @@ impl Level {
     /// Puts a node in its place, and gives back one that is too many there.
     fn insert(&mut self, spec: &RuleSpec, node: Node) -> Option<Node> {
         let value = spec.value();
-        if spec.key.contains('*') || value.is_some_and(|value| value.contains('*')) {
+        if spec.is_wildcard() {
             let (key, value) = (Pattern::new(&spec.key), value.map(Pattern::new));
             if self.wildcards.iter().any(|other| other.key == key && other.value == value) {
                 return Some(node);
@@ -140,6 +141,26 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wildcard_covers_what_takes_no_more_than_it() {
+        let yes = [
+            (("k", Some("a*")), ("k", Some("ab*"))),
+            (("k", Some("a*")), ("k", Some("ab"))),
+            (("k", Some("*")), ("k", None)),
+            (("*", None), ("k", None)),
+            (("h-*", None), ("h-a*", Some("x"))),
+            (("k", Some("*a*")), ("k", Some("b*a"))),
+        ];
+        let no = [
+            (("k", Some("ab*")), ("k", Some("a*"))),
+            (("k", Some("a*")), ("k", None)),
+            (("k", Some("a*")), ("l", Some("ab"))),
+            (("k", Some("a*a")), ("k", Some("a*"))),
+        ];
+        assert!(yes.iter().all(|(wildcard, other)| covers(*wildcard, *other)));
+        assert!(!no.iter().any(|(wildcard, other)| covers(*wildcard, *other)));
+    }
 
     #[test]
     fn a_star_stands_for_any_characters_anywhere() {

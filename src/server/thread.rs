@@ -18,7 +18,7 @@ use super::listener::{Accepted, Connection, Counted, Protocol};
 use crate::descriptor::RequestBounds;
 use crate::grpc::Door;
 use crate::http::HttpDoor;
-use crate::limiter::{Fallback, RateLimiter};
+use crate::limiter::{Fallback, Modes, Notices, RateLimiter};
 use crate::metrics::Metrics;
 use crate::rules::LiveRules;
 use crate::store::Store;
@@ -28,6 +28,8 @@ use crate::store::Store;
 pub(super) struct Blueprint {
     pub rules: Arc<LiveRules>,
     pub fallback: Fallback,
+    pub modes: Modes,
+    pub notices: Arc<Notices>,
     pub metrics: Arc<Metrics>,
     pub health: HealthReporter,
     pub serving: Arc<AtomicBool>,
@@ -118,8 +120,9 @@ pub(super) async fn drain(threads: &[ServingThread]) {
 }
 
 async fn serve(store: Store, blueprint: Blueprint, grpc: Incoming, http: Incoming, draining: watch::Receiver<bool>) {
-    let Blueprint { rules, fallback, metrics, health, serving, request_bounds, request_bytes_max } = blueprint;
-    let limiter = Arc::new(RateLimiter::new(rules, store, fallback, Arc::clone(&metrics)));
+    let Blueprint { rules, fallback, modes, notices, metrics, health, serving, request_bounds, request_bytes_max } = blueprint;
+    let limiter = RateLimiter::new(rules, store, fallback, Arc::clone(&metrics));
+    let limiter = Arc::new(limiter.in_modes(modes).sharing(notices));
     let door = Door::new(Arc::clone(&limiter), request_bounds, &metrics);
     let routes = HttpDoor::new(Arc::clone(&limiter), door.clone(), serving, &metrics).routes(request_bytes_max);
     let services = match door.services(health, request_bytes_max) {

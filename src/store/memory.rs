@@ -151,7 +151,15 @@ mod tests {
     fn hit(client: &'static str, window: Window) -> Hit<'static> {
         let client = [client].into_iter().collect();
         let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm: Algorithm::default(), window };
-        Hit { descriptor: 0, kind: Kind::Enforce, counter, limit: Limit::from(1), cost: Cost::take(1), count_denied: false }
+        Hit {
+            descriptor: 0,
+            kind: Kind::Enforce,
+            counter,
+            limit: Limit::from(1),
+            cost: Cost::take(1),
+            count_denied: false,
+            on_store_failure: None,
+        }
     }
 
     fn store(counters_max: usize) -> (Memory, SteppedClock) {

@@ -34,7 +34,15 @@ fn hit(client: &'static str) -> Hit<'static> {
     let window = Window::from_micros(WINDOW).unwrap();
     let client = [client].into_iter().collect();
     let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm: Algorithm::default(), window };
-    Hit { descriptor: 0, kind: Kind::Enforce, counter, limit: Limit::new(LIMIT).unwrap(), cost: Cost::take(1), count_denied: false }
+    Hit {
+        descriptor: 0,
+        kind: Kind::Enforce,
+        counter,
+        limit: Limit::new(LIMIT).unwrap(),
+        cost: Cost::take(1),
+        count_denied: false,
+        on_store_failure: None,
+    }
 }
 
 /// Asks as fast as it can from many tasks, and counts what each client was admitted.

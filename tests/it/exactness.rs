@@ -132,6 +132,7 @@ impl Rule {
             limit: Limit::new(self.limit).unwrap(),
             cost: Cost::take(1),
             count_denied: false,
+            on_store_failure: None,
         }
     }
 

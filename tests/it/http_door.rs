@@ -132,10 +132,10 @@ fn metrics_tell_requests_hits_and_the_store_with_labels_of_loaded_rules_alone() 
     let answer = http::get(server.metrics(), "/metrics", &[]);
     assert!(answer.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
     for line in [
-        "ratelimit_service_rate_limit_total_hits{domain=\"d\",rule=\"k=v\"} 3",
-        "ratelimit_service_rate_limit_within_limit{domain=\"d\",rule=\"k=v\"} 2",
-        "ratelimit_service_rate_limit_over_limit{domain=\"d\",rule=\"k=v\"} 1",
-        "ratelimit_service_rate_limit_total_hits{domain=\"d\",rule=\"k\"} 1",
+        "ratelimit_service_rate_limit_total_hits{domain=\"d\",key1=\"k_v\",rule=\"k=v\"} 3",
+        "ratelimit_service_rate_limit_within_limit{domain=\"d\",key1=\"k_v\",rule=\"k=v\"} 2",
+        "ratelimit_service_rate_limit_over_limit{domain=\"d\",key1=\"k_v\",rule=\"k=v\"} 1",
+        "ratelimit_service_rate_limit_total_hits{domain=\"d\",key1=\"k\",rule=\"k\"} 1",
         "ratelimit_http_requests{path=\"/json\"} 4",
         "ratelimit_store_calls{store=\"memory\"} 4",
         "ratelimit_rules_loaded 2",

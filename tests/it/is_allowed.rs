@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use distributed_rate_limiter::limiter::{Answer, FailurePolicy, Fallback, Question, QuestionError, RateLimiter};
+use distributed_rate_limiter::hit::FailurePolicy;
+use distributed_rate_limiter::limiter::{Answer, Fallback, Question, QuestionError, RateLimiter};
 use distributed_rate_limiter::metrics::{Metrics, StoreSeries};
 use distributed_rate_limiter::rules::{LiveRules, Rules};
 use distributed_rate_limiter::store::{Clock, Memory, Redis, RedisOptions, SteppedClock, Store};

@@ -75,10 +75,11 @@ impl Model {
         let hit = &hits[at];
         let counter = name(&hit.counter);
         let (log, window) = (&self.0[&counter], hit.counter.window.micros());
-        let remaining = hit.limit.get().saturating_sub(log.used());
+        let used = log.used();
+        let remaining = hit.limit.get().saturating_sub(used);
         if fits[at] {
             let reset = log.0.first().map_or(0, |oldest| oldest.at + window - now);
-            return Tally { over: false, remaining, reset: Duration::from_micros(reset) };
+            return Tally { over: false, used, remaining, reset: Duration::from_micros(reset) };
         }
         let mut need = hit.cost.need();
         if !admitted {
@@ -91,7 +92,7 @@ impl Model {
             }
         }
         let reset = if need > hit.limit.get() { window } else { log.wait(now, window, hit.limit.get() - need) };
-        Tally { over: true, remaining, reset: Duration::from_micros(reset) }
+        Tally { over: true, used, remaining, reset: Duration::from_micros(reset) }
     }
 }
 

@@ -55,7 +55,7 @@ impl LogAsk {
 
     /// The tally of a hit whose log holds `used` hits after its request; `wait` is None where it can never fit.
     pub fn tally(&self, over: bool, used: u64, wait: Option<u64>) -> Tally {
-        Tally { over, remaining: self.limit.saturating_sub(used), reset: Duration::from_micros(wait.unwrap_or(self.window)) }
+        Tally { over, used, remaining: self.limit.saturating_sub(used), reset: Duration::from_micros(wait.unwrap_or(self.window)) }
     }
 }
 

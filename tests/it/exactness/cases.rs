@@ -19,10 +19,10 @@ fn a_60_second_rule_says_60_after_its_first_hit_and_admits_again_exactly_one_win
     on_every_store(|bench| {
         let rule = Rule::new("a", 1, MINUTE);
         let (admitted, tally) = bench.ask(&rule.hit());
-        assert_eq!((admitted, tally), (true, Tally { over: false, remaining: 0, reset: Duration::from_secs(60) }));
+        assert_eq!((admitted, tally), (true, Tally { over: false, used: 1, remaining: 0, reset: Duration::from_secs(60) }));
         bench.clock.step(MINUTE - 1);
         let (admitted, tally) = bench.ask(&rule.hit());
-        assert_eq!((admitted, tally), (false, Tally { over: true, remaining: 0, reset: Duration::from_micros(1) }));
+        assert_eq!((admitted, tally), (false, Tally { over: true, used: 1, remaining: 0, reset: Duration::from_micros(1) }));
         bench.clock.step(1);
         assert!(bench.ask(&rule.hit()).0);
         assert!(!bench.ask(&rule.hit()).0);
@@ -36,7 +36,7 @@ fn any_number_of_hits_in_one_microsecond_are_counted_one_by_one() {
         let admitted = (0..300).filter(|_| bench.ask(&rule.hit()).0).count();
         assert_eq!(admitted, 100);
         bench.clock.step(SECOND);
-        assert_eq!(bench.ask(&rule.hits(100)).1, Tally { over: false, remaining: 0, reset: Duration::from_secs(1) });
+        assert_eq!(bench.ask(&rule.hits(100)).1, Tally { over: false, used: 100, remaining: 0, reset: Duration::from_secs(1) });
     });
 }
 
@@ -45,7 +45,7 @@ fn limit_0_denies_everything_even_a_peek() {
     on_every_store(|bench| {
         let rule = Rule::new("a", 0, MINUTE);
         for cost in [0, 1, 2, 1 << 63] {
-            assert_eq!(bench.ask(&rule.hits(cost)), (false, Tally { over: true, remaining: 0, reset: Duration::from_secs(60) }));
+            assert_eq!(bench.ask(&rule.hits(cost)), (false, Tally { over: true, used: 0, remaining: 0, reset: Duration::from_secs(60) }));
         }
     });
 }
@@ -55,7 +55,7 @@ fn a_cost_equal_to_the_limit_fits_once_and_one_above_it_never() {
     on_every_store(|bench| {
         for (action, limit) in [("small", 5), ("coarse", 1_000), ("largest", Limit::MOST)] {
             let rule = Rule::new(action, limit, MINUTE);
-            assert_eq!(bench.ask(&rule.hits(limit + 1)).1, Tally { over: true, remaining: limit, reset: Duration::from_secs(60) });
+            assert_eq!(bench.ask(&rule.hits(limit + 1)).1, Tally { over: true, used: 0, remaining: limit, reset: Duration::from_secs(60) });
             let (admitted, tally) = bench.ask(&rule.hits(limit));
             assert!(admitted && tally.remaining == 0, "{tally:?}");
             assert!(!bench.ask(&rule.hit()).0);
@@ -137,7 +137,7 @@ fn refunds_take_the_oldest_hits_and_never_go_below_zero() {
         bench.clock.step(10 * SECOND);
         bench.ask(&rule.hits(3));
         let (admitted, tally) = bench.ask(&rule.refund(2));
-        assert_eq!((admitted, tally), (true, Tally { over: false, remaining: 2, reset: Duration::from_secs(60) }));
+        assert_eq!((admitted, tally), (true, Tally { over: false, used: 3, remaining: 2, reset: Duration::from_secs(60) }));
         assert!(bench.ask(&rule.refund(1 << 52)).0);
         assert_eq!(bench.used(rule), 0);
         assert!(bench.ask(&rule.hits(5)).0 && !bench.ask(&rule.hit()).0);

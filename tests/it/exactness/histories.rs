@@ -155,7 +155,7 @@ async fn play(history: &History, clock: &SteppedClock, stores: &[(&str, Store)])
 
 /// A hit in a line, for the message of a failure.
 fn brief(hit: &Hit<'_>) -> String {
-    let Hit { descriptor, kind, counter, limit, cost, count_denied } = hit;
+    let Hit { descriptor, kind, counter, limit, cost, count_denied, .. } = hit;
     let Counter { action, window, algorithm: Algorithm::SlidingWindowLog { log_entries }, .. } = counter;
     let (limit, entries) = (limit.get(), log_entries.get());
     let charge = if *count_denied { ", count_denied" } else { "" };
@@ -195,6 +195,7 @@ impl Ask {
                 Weight::RefundLimit => Cost::refund(limit),
             },
             count_denied: self.count_denied,
+            on_store_failure: None,
         }
     }
 }

@@ -1,0 +1,77 @@
+//! What loads and is probably not meant: a rule that no request reaches, a wildcard that says what a literal beside it says,
+//! rules of one action that don't share what they count. Each is a warning, with its place.
+
+use std::collections::HashMap;
+
+use crate::hit::Action;
+use crate::limit::{Limit, Window};
+use crate::rules::{Limits, RateLimit, RuleSpec};
+
+use super::Report;
+use super::language::shown;
+use super::yaml::Place;
+
+/// What is known of a domain's rules so far.
+#[derive(Default)]
+pub(super) struct Lints {
+    /// The windows and limits that the first rule of an action has, and the line of that rule.
+    actions: HashMap<String, (Vec<(Window, Limit)>, usize)>,
+}
+
+impl Lints {
+    /// Looks at rules beside each other, in file order.
+    pub fn level(&mut self, rules: &[RuleSpec], places: &[Place], report: &mut Report<'_>) {
+        let placed = || rules.iter().zip(places);
+        for (number, (rule, place)) in placed().enumerate() {
+            // A bare key is asked after all wildcards, a wildcard after those before it, a fixed value before any.
+            let before = if rule.is_wildcard() { number } else { rules.len() };
+            let mut covering = placed().take(before).filter(|(wildcard, _)| wildcard.covers(rule));
+            let Some((wildcard, first)) = covering.next() else { continue };
+            let (rule_text, wildcard_text, line) = (shown(rule), shown(wildcard), first.line);
+            if rule.is_wildcard() || rule.value.is_none() {
+                let advice = if rule.is_wildcard() { "put the narrower one first" } else { "remove one of the two" };
+                let what = format!("`{rule_text}` is never reached: `{wildcard_text}` in line {line} takes all that it would; {advice}");
+                report.warning(*place, what);
+            } else if says_the_same(wildcard, rule) {
+                let what = format!(
+                    "`{rule_text}` has the limit of the wildcard `{wildcard_text}` in line {line}, which takes it too: \
+                     remove it, or give it another limit"
+                );
+                report.warning(*place, what);
+            }
+        }
+    }
+
+    /// Looks at a rule's limits beside those of the domain's earlier rules with the same action.
+    pub fn counters(&mut self, place: Place, path: &[(String, Option<String>)], rule: &RuleSpec, report: &mut Report<'_>) {
+        let Limits::All(limits) = &rule.limits else { return };
+        let path = path.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
+        let action = rule.action.as_deref().map_or_else(|| Action::of_path(path), Action::named).to_string();
+        let mine: Vec<_> = limits.iter().map(|limit| (limit.window, limit.limit)).collect();
+        let Some((first, line)) = self.actions.get(&action) else {
+            self.actions.insert(action, (mine, place.line));
+            return;
+        };
+        for (window, limit) in mine {
+            let what = match first.iter().find(|(other, _)| *other == window) {
+                None => "another window in line {line}, so each is counted apart: make them the same, or name two actions",
+                Some((_, other)) if *other != limit => {
+                    "another limit in line {line} for the same hits: make them the same, or name two actions"
+                }
+                Some(_) => continue,
+            };
+            report.warning(place, format!("the action `{action}` has {}", what.replace("{line}", &line.to_string())));
+        }
+    }
+}
+
+/// A literal that differs from a wildcard in nothing that decides.
+fn says_the_same(wildcard: &RuleSpec, literal: &RuleSpec) -> bool {
+    let numbers = |rule: &RuleSpec| match &rule.limits {
+        Limits::All(limits) => limits.iter().map(|RateLimit { limit, window, .. }| (*limit, *window)).collect(),
+        Limits::None | Limits::Unlimited { .. } | Limits::Exempt => Vec::new(),
+    };
+    let (one, other) = (numbers(wildcard), numbers(literal));
+    let names_an_action = wildcard.action.is_some() || literal.action.is_some();
+    !one.is_empty() && one == other && wildcard.kind == literal.kind && !names_an_action && literal.children.is_empty()
+}

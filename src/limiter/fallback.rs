@@ -1,0 +1,146 @@
+//! Who answers while the store does not: each hit's failure policy, put together to one verdict. It says nothing about the
+//! store; a hit may have been counted there all the same.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::hit::{FailurePolicy, Hit, Kind, Tally, Verdict};
+use crate::store::{Memory, StoreError};
+
+/// What answers while the store does not.
+#[derive(Clone)]
+pub struct Fallback {
+    /// Of the hits whose rule and domain have none.
+    pub policy: FailurePolicy,
+    /// Decides under [`FailurePolicy::Local`].
+    pub memory: Arc<Memory>,
+}
+
+/// What a denial says of the wait: nothing is known of the counter, and the store may be back soon.
+const DENIED_FOR: Duration = Duration::from_secs(1);
+
+impl Fallback {
+    /// Who answers for a hit.
+    pub(super) fn policy(&self, hit: &Hit<'_>) -> FailurePolicy {
+        hit.on_store_failure.unwrap_or(self.policy)
+    }
+
+    /// Answers for the store: `error` on any hit wins, then a denial by `deny`; else the `local` hits are decided together
+    /// in memory, and the `allow` hits fit.
+    ///
+    /// # Errors
+    /// The store's own, where a hit's policy says so.
+    pub(super) fn decide(&self, hits: &[Hit<'_>], error: StoreError) -> Result<Verdict, StoreError> {
+        let policies: SmallVec<[FailurePolicy; 2]> = hits.iter().map(|hit| self.policy(hit)).collect();
+        if policies.contains(&FailurePolicy::Error) {
+            return Err(error);
+        }
+        let denied = |(hit, policy): (&Hit<'_>, &FailurePolicy)| *policy == FailurePolicy::Deny && !hit.cost.is_refund();
+        let over: SmallVec<[bool; 2]> = hits.iter().zip(&policies).map(denied).collect();
+        let admitted = admits(hits, &over);
+        let mut local = admitted.then(|| self.decide_locally(hits, &policies, &over));
+        let locally_admitted = local.as_ref().is_none_or(|verdict| verdict.admitted);
+        let mut local = local.as_mut().map(|verdict| verdict.tallies.drain(..));
+        let tallies = hits.iter().zip(&policies).zip(over).map(|((hit, policy), over)| {
+            let mut next_local = || local.as_mut().and_then(Iterator::next);
+            match policy {
+                FailurePolicy::Local => next_local().unwrap_or_else(|| unasked(hit)),
+                _ if over => Tally { over, used: 0, remaining: 0, reset: DENIED_FOR },
+                _ => unasked(hit),
+            }
+        });
+        Ok(Verdict { tallies: tallies.collect(), admitted: admitted && locally_admitted })
+    }
+
+    /// The `local` hits alone. Where a quota of another policy fits, theirs can't deny.
+    fn decide_locally(&self, hits: &[Hit<'_>], policies: &[FailurePolicy], over: &[bool]) -> Verdict {
+        let is_local = |at: usize| policies[at] == FailurePolicy::Local;
+        let fits = |(at, hit): (usize, &Hit<'_>)| !is_local(at) && hit.kind.is_quota() && (!over[at] || hit.kind.is_shadow());
+        let quota_fits = hits.iter().enumerate().any(fits);
+        let mine = hits.iter().enumerate().filter(|(at, _)| is_local(*at)).map(|(_, hit)| {
+            let kind = if quota_fits && hit.kind.is_quota() { Kind::Shadow } else { hit.kind };
+            Hit { kind, ..hit.clone() }
+        });
+        let mine: SmallVec<[Hit<'_>; 2]> = mine.collect();
+        self.memory.decide(&mine)
+    }
+}
+
+/// Whether hits of which some are over, and the others fit, admit their request.
+fn admits(hits: &[Hit<'_>], over: &[bool]) -> bool {
+    let is_over = |hit: &Hit<'_>| hits.iter().zip(over).any(|(other, over)| other.descriptor == hit.descriptor && *over);
+    let mut quotas = hits.iter().filter(|hit| hit.kind.is_quota()).peekable();
+    let no_quota = quotas.peek().is_none();
+    !hits.iter().any(|hit| hit.kind == Kind::Enforce && is_over(hit))
+        && (no_quota || quotas.any(|hit| hit.kind.is_shadow() || !is_over(hit)))
+}
+
+/// A hit that nobody was asked about fits.
+fn unasked(hit: &Hit<'_>) -> Tally {
+    Tally { over: false, used: 0, remaining: hit.limit.get(), reset: Duration::ZERO }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hit::{Action, Counter};
+    use crate::limit::{Algorithm, Cost, Limit, Window};
+    use crate::metrics::StoreSeries;
+    use crate::store::Clock;
+    use FailurePolicy::{Allow, Deny, Error, Local};
+
+    fn hits(asked: &[(Kind, FailurePolicy, &'static str)]) -> Vec<Hit<'static>> {
+        let hit = |(descriptor, (kind, policy, client)): (usize, &(Kind, FailurePolicy, &'static str))| {
+            let client = [*client].into_iter().collect();
+            let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm: Algorithm::default(), window: Window::DAY };
+            let (limit, cost) = (Limit::from(1), Cost::take(1));
+            Hit { descriptor, kind: *kind, counter, limit, cost, count_denied: false, on_store_failure: Some(*policy) }
+        };
+        asked.iter().enumerate().map(hit).collect()
+    }
+
+    fn fallback() -> Fallback {
+        let memory = Arc::new(Memory::new(100, Clock::System, StoreSeries::detached()));
+        Fallback { policy: Local, memory }
+    }
+
+    /// Whether it is admitted, and which hits are over; None for an error.
+    fn decide(fallback: &Fallback, asked: &[(Kind, FailurePolicy, &'static str)]) -> Option<(bool, Vec<bool>)> {
+        let verdict = fallback.decide(&hits(asked), StoreError::QueueFull).ok()?;
+        Some((verdict.admitted, verdict.tallies.iter().map(|tally| tally.over).collect()))
+    }
+
+    #[test]
+    fn error_wins_then_deny_then_local_and_allow_fits() {
+        use Kind::{Enforce, Shadow};
+        let fallback = fallback();
+        assert_eq!(decide(&fallback, &[(Enforce, Local, "a"), (Enforce, Error, "b"), (Enforce, Deny, "c")]), None);
+        assert_eq!(decide(&fallback, &[(Enforce, Local, "a"), (Enforce, Deny, "b")]), Some((false, vec![false, true])));
+        assert_eq!(decide(&fallback, &[(Enforce, Local, "a"), (Enforce, Allow, "b")]), Some((true, vec![false, false])));
+        assert_eq!(decide(&fallback, &[(Enforce, Allow, "b"), (Enforce, Local, "a")]), Some((false, vec![false, true])));
+        assert_eq!(decide(&fallback, &[(Shadow, Deny, "b")]), Some((true, vec![true])));
+    }
+
+    #[test]
+    fn quotas_deny_together_whatever_their_policies() {
+        use Kind::{Enforce, Quota, QuotaShadow};
+        let fallback = fallback();
+        assert_eq!(decide(&fallback, &[(Quota, Deny, "a")]), Some((false, vec![true])));
+        assert_eq!(decide(&fallback, &[(Quota, Deny, "a"), (QuotaShadow, Deny, "a")]), Some((true, vec![true, true])));
+        assert_eq!(decide(&fallback, &[(Quota, Deny, "a"), (Quota, Local, "a")]), Some((true, vec![true, false])));
+        assert_eq!(decide(&fallback, &[(Quota, Deny, "a"), (Quota, Local, "a")]), Some((false, vec![true, true])));
+        assert_eq!(decide(&fallback, &[(Quota, Allow, "a"), (Quota, Local, "a")]), Some((true, vec![false, true])));
+        assert_eq!(decide(&fallback, &[(Quota, Allow, "a"), (Enforce, Local, "a")]), Some((false, vec![false, true])));
+    }
+
+    #[test]
+    fn of_a_denied_request_nothing_is_counted_locally() {
+        let fallback = fallback();
+        for _ in 0..3 {
+            assert_eq!(decide(&fallback, &[(Kind::Enforce, Local, "a"), (Kind::Enforce, Deny, "b")]), Some((false, vec![false, true])));
+        }
+        assert_eq!(decide(&fallback, &[(Kind::Enforce, Local, "a")]), Some((true, vec![false])));
+    }
+}

@@ -1,0 +1,131 @@
+//! What a request may cause to be logged, at most once a minute each: a store that fails, an override that was dropped, a
+//! descriptor that nothing matched. Shared by all limiters of a process.
+
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tracing::{info, warn};
+
+use crate::descriptor::{Descriptor, Request};
+use crate::hit::FailurePolicy;
+use crate::store::StoreError;
+
+/// When which line was last written.
+#[derive(Default)]
+pub struct Notices {
+    store_failed: OncePerMinute,
+    override_dropped: OncePerMinute,
+    /// By domain; a request may name any.
+    unmatched: Mutex<HashMap<Box<str>, Instant>>,
+}
+
+/// Keeps a log line from being written more than once a minute.
+#[derive(Default)]
+struct OncePerMinute(Mutex<Option<Instant>>);
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Domains that are told apart; while so many were logged within a minute, no further one is.
+const DOMAINS_MAX: usize = 256;
+
+/// The most bytes of a request's text that a line quotes.
+const QUOTED_MAX: usize = 1_024;
+
+impl Notices {
+    pub(super) fn store_failed(&self, error: &StoreError, policy: FailurePolicy) {
+        if self.store_failed.due() {
+            warn!(%error, policy = policy.as_str(), "the store gives no answer; the failure policy does (logged once a minute)");
+        }
+    }
+
+    pub(super) fn override_dropped(&self, domain: &str, unit: i32) {
+        if self.override_dropped.due() {
+            warn!(unit, domain, "a limit override of an unknown unit was dropped, the rules apply (logged once a minute)");
+        }
+    }
+
+    /// No rule knows the descriptor; or, where it is None, the whole domain.
+    pub(super) fn unmatched(&self, request: &Request, descriptor: Option<&Descriptor>) {
+        if !self.unmatched_due(request.domain()) {
+            return;
+        }
+        let explain = explain_command(request, descriptor.or(request.descriptors().first()));
+        match descriptor {
+            Some(_) => info!(explain, "a descriptor that no rule knows limits nothing (logged once a minute for each domain)"),
+            None => info!(explain, "a request for a domain that no rules file names passes (logged once a minute for each domain)"),
+        }
+    }
+
+    fn unmatched_due(&self, domain: &str) -> bool {
+        let mut logged = self.unmatched.lock();
+        if let Some(last) = logged.get_mut(domain) {
+            let due = last.elapsed() >= MINUTE;
+            if due {
+                *last = Instant::now();
+            }
+            return due;
+        }
+        if logged.len() >= DOMAINS_MAX {
+            logged.retain(|_, last| last.elapsed() < MINUTE);
+        }
+        let due = logged.len() < DOMAINS_MAX;
+        if due {
+            logged.insert(domain.into(), Instant::now());
+        }
+        due
+    }
+}
+
+impl OncePerMinute {
+    fn due(&self) -> bool {
+        let mut last = self.0.lock();
+        let due = last.is_none_or(|last| last.elapsed() >= MINUTE);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// The command that says why nothing matched, with the request's texts quoted for a shell.
+fn explain_command(request: &Request, descriptor: Option<&Descriptor>) -> String {
+    let mut command = format!("ratelimitd explain --domain {}", quoted(request.domain()));
+    for entry in descriptor.iter().flat_map(|descriptor| &descriptor.entries) {
+        command.push(' ');
+        command.push_str(&quoted(&format!("{}={}", entry.key, entry.value)));
+        if command.len() > QUOTED_MAX {
+            return command.chars().take(QUOTED_MAX).collect::<String>() + " ... (cut)";
+        }
+    }
+    command
+}
+
+/// As a shell takes it: as it is where nothing in it is special, else in single quotes.
+fn quoted(text: &str) -> String {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "_-./=:,@%+".contains(c);
+    if !text.is_empty() && text.chars().all(harmless) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::{Entry, RequestBounds};
+
+    #[test]
+    fn each_domain_is_due_once_a_minute_and_only_so_many_domains_are() {
+        let notices = Notices::default();
+        let due = |domain: usize| notices.unmatched_due(&domain.to_string());
+        assert!((0..DOMAINS_MAX).all(due));
+        assert!(!(0..DOMAINS_MAX + 100).any(due));
+        assert_eq!(notices.unmatched.lock().len(), DOMAINS_MAX);
+    }
+
+    #[test]
+    fn the_command_can_be_pasted_into_a_shell() {
+        let descriptor = Descriptor { entries: vec![Entry::new("path", "/a"), Entry::new("it's", "$(x)")], ..Descriptor::default() };
+        let request = Request::new("a b".into(), vec![descriptor], 1, RequestBounds::default()).unwrap();
+        let command = explain_command(&request, request.descriptors().first());
+        assert_eq!(command, r"ratelimitd explain --domain 'a b' path=/a 'it'\''s=$(x)'");
+    }
+}
