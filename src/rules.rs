@@ -8,6 +8,7 @@ use arc_swap::{ArcSwap, Guard};
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
+mod explain;
 mod metadata;
 mod rule;
 mod tree;
@@ -16,8 +17,10 @@ use crate::descriptor::{Descriptor, LimitOverride, Request};
 use crate::hit::{Action, Client, Counter, FailurePolicy, Hit, Kind};
 use crate::limit::{Algorithm, Limit, Window};
 use crate::metrics::Metrics;
+pub use explain::{Explained, ExplainedLimit, Explanation, Live, Outcome};
 pub use metadata::Metadata;
 pub use rule::{Effect, Rule, RuleLimit};
+pub use tree::Step;
 use tree::Tree;
 
 /// One domain as it was written: what `config`, or an embedding program, hands over.

@@ -1,6 +1,8 @@
 //! How a value of a rules file, or of a test of rules, is read: as text, a truth, a number, a word of a few. What cannot be
 //! read is reported with its place and what to write instead, and the reading goes on. It knows no key of either language.
 
+use strsim::levenshtein;
+
 use super::Report;
 use super::yaml::{self, Node, Value};
 
@@ -75,30 +77,15 @@ pub(super) fn nearest<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) 
     let written = letters(text);
     words
         .into_iter()
-        .map(|word| (distance(&written, &letters(word)), word))
+        .map(|word| (levenshtein(&written, &letters(word)), word))
         .filter(|(distance, word)| *distance <= MISSPELLED && *distance * 2 < word.len())
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
 }
 
 /// Lower case, without what joins words: `requestsPerUnit` and `requests-per-unit` are the same word written otherwise.
-fn letters(text: &str) -> Vec<char> {
+fn letters(text: &str) -> String {
     text.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).flat_map(char::to_lowercase).collect()
-}
-
-/// The least number of inserted, deleted and replaced letters that turn `a` into `b` (Levenshtein).
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -146,6 +146,15 @@ impl Rule {
         &self.path
     }
 
+    /// Its keys, and the values that it fixes, from the top down.
+    pub fn levels(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        self.levels.iter().map(Level::as_written)
+    }
+
+    pub fn depth(&self) -> usize {
+        self.levels.len()
+    }
+
     /// What its hits are counted under; None for a domain's default, which takes the descriptor's keys.
     pub fn action(&self) -> Option<&Action<'static>> {
         match &self.counted {

@@ -2,6 +2,8 @@
 //! wildcards in file order, then the key alone, and no way back. It knows places, not limits: a node holds the number
 //! of its rule in `Rules`.
 
+use std::iter::once;
+
 use hashbrown::HashMap;
 
 use super::{RuleSpec, RulesError, action_of};
@@ -39,6 +41,26 @@ struct Wildcard {
     node: Node,
 }
 
+/// One thing that a step asks, and the node that takes the entry, if it does.
+struct Candidate<'a> {
+    way: Way<'a>,
+    node: Option<&'a Node>,
+}
+
+enum Way<'a> {
+    Exact,
+    Wildcard(&'a Wildcard),
+    KeyAlone,
+}
+
+/// One step of a walk, told: what was asked, as kind and text, up to what took the entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub asked: Vec<(&'static str, String)>,
+    /// The last that was asked takes the entry.
+    pub taken: bool,
+}
+
 /// Text in which each `*` stands for any characters, none included; split at the stars.
 #[derive(PartialEq)]
 struct Pattern {
@@ -66,6 +88,22 @@ impl Tree {
             level = &level.step(entry)?.below;
         }
         level.step(last)
+    }
+
+    /// The same walk, told, up to the entry that it stops at or to the last one.
+    pub fn trace(&self, entries: &[Entry]) -> Vec<Step> {
+        let (mut steps, mut level) = (Vec::new(), Some(&self.0));
+        for entry in entries {
+            let Some(asked) = level else { break };
+            let mut step = Step { asked: Vec::new(), taken: false };
+            level = asked.candidates(entry).find_map(|Candidate { way, node }| {
+                step.asked.push(way.shown(entry));
+                node.map(|node| &node.below)
+            });
+            step.taken = level.is_some();
+            steps.push(step);
+        }
+        steps
     }
 }
 
@@ -105,16 +143,37 @@ impl Level {
     }
 
     fn step(&self, entry: &Entry) -> Option<&Node> {
+        self.candidates(entry).find_map(|candidate| candidate.node)
+    }
+
+    /// What a step asks, in order; the first with a node takes the entry.
+    fn candidates<'a>(&'a self, entry: &Entry) -> impl Iterator<Item = Candidate<'a>> {
         let by_value = self.keys.get(entry.key.as_str());
-        if let Some(node) = by_value.and_then(|by_value| by_value.fixed.get(entry.value.as_str())) {
-            return Some(node);
+        let fixed = by_value.and_then(|by_value| by_value.fixed.get(entry.value.as_str()));
+        let open = by_value.and_then(|by_value| by_value.open.as_deref());
+        let wildcards = self.wildcards.iter().map(|wildcard| {
+            let node = wildcard.takes(entry).then_some(&wildcard.node);
+            Candidate { way: Way::Wildcard(wildcard), node }
+        });
+        once(Candidate { way: Way::Exact, node: fixed }).chain(wildcards).chain(once(Candidate { way: Way::KeyAlone, node: open }))
+    }
+}
+
+impl Way<'_> {
+    fn shown(&self, entry: &Entry) -> (&'static str, String) {
+        match self {
+            Self::Exact => ("exact", format!("{}={}", entry.key, entry.value)),
+            Self::Wildcard(wildcard) => ("wildcard", wildcard.shown()),
+            Self::KeyAlone => ("key alone", entry.key.clone()),
         }
-        let wildcard = self.wildcards.iter().find(|wildcard| wildcard.takes(entry));
-        wildcard.map(|wildcard| &wildcard.node).or_else(|| by_value.and_then(|by_value| by_value.open.as_deref()))
     }
 }
 
 impl Wildcard {
+    fn shown(&self) -> String {
+        self.value.as_ref().map_or_else(|| self.key.shown(), |value| format!("{}={}", self.key.shown(), value.shown()))
+    }
+
     fn takes(&self, entry: &Entry) -> bool {
         self.key.takes(&entry.key) && self.value.as_ref().is_none_or(|value| value.takes(&entry.value))
     }
@@ -124,6 +183,10 @@ impl Pattern {
     fn new(text: &str) -> Self {
         let mut parts = text.split('*').map(Box::from);
         Self { first: parts.next().unwrap_or_default(), after_stars: parts.collect() }
+    }
+
+    fn shown(&self) -> String {
+        self.after_stars.iter().fold(self.first.to_string(), |text, part| text + "*" + part)
     }
 
     /// Parts in the middle are taken at their first place: if any way fits, this one does.
