@@ -2,11 +2,13 @@
 //! that holds it.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+mod explain;
 mod load;
 mod serve;
 
@@ -30,6 +32,8 @@ struct Cli {
 enum Command {
     /// Serve (the default)
     Serve(Box<ServeArgs>),
+    /// Tell what the rules do to a request, and why
+    Explain(explain::ExplainArgs),
     /// Put load on a running server, and print what it did
     Load(load::LoadArgs),
 }
@@ -46,6 +50,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         None => serve::run(cli.serve).map_err(|error| error.to_string()),
         Some(Command::Serve(args)) => serve::run(*args).map_err(|error| error.to_string()),
+        Some(Command::Explain(args)) => explain::run(args).map_err(|error| error.to_string()),
         Some(Command::Load(args)) => load::run(args).map_err(|error| error.to_string()),
     };
     match result {
@@ -55,6 +60,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes to standard output; whoever reads it may have gone.
+fn print(text: &str) {
+    let _ = io::stdout().lock().write_all(text.as_bytes());
 }
 
 /// One line for a mistake; the whole text for `--help` and `--version`.

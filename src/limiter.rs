@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 mod conclude;
 mod fallback;
+mod inspect;
 mod notices;
 
 use crate::descriptor::{LimitOverride, Request};

@@ -10,7 +10,7 @@ mod key;
 pub mod memory;
 pub mod redis;
 
-use crate::hit::{Hit, Verdict};
+use crate::hit::{Counter, Hit, Verdict};
 use crate::metrics::StoreFailure;
 pub use memory::Memory;
 pub use redis::{Redis, RedisOptions};
@@ -72,6 +72,11 @@ impl Store {
             Self::Redis(redis) => redis.drain().await,
         }
     }
+}
+
+/// The name under which every store keeps a counter, as text: what `explain` tells and what can be looked up in Redis.
+pub fn key_of(counter: &Counter<'_>) -> String {
+    String::from_utf8_lossy(&key::encode(counter)).into_owned()
 }
 
 impl From<&StoreError> for StoreFailure {

@@ -123,6 +123,13 @@ impl Rules {
     }
 }
 
+impl<'a> Explanation<'a> {
+    /// All counters, to fill in what a store knows of them.
+    pub fn limits_mut(&mut self) -> impl Iterator<Item = &mut ExplainedLimit<'a>> {
+        self.descriptors.iter_mut().flat_map(|descriptor| &mut descriptor.limits)
+    }
+}
+
 impl<'a> ExplainedLimit<'a> {
     fn new(hit: Hit<'a>, limit: Option<&'a RuleLimit>) -> Self {
         let name = limit.and_then(|limit| limit.name.as_deref());
