@@ -15,6 +15,7 @@ use crate::rules::{DomainSpec, Limits, RuleSpec, Rules};
 mod language;
 mod lints;
 mod scalars;
+mod schema;
 mod yaml;
 
 use language::Described;
@@ -80,6 +81,11 @@ pub fn load(paths: &[PathBuf], options: LoadOptions) -> Result<Loaded, Problems>
 pub fn parse(files: &[(PathBuf, String)], options: LoadOptions) -> Result<Loaded, Problems> {
     let source = |(file, text): &(PathBuf, String)| Source { name: file.clone(), file: file.clone(), text: text.clone() };
     compile(files.iter().map(source).collect(), Vec::new(), Vec::new(), options)
+}
+
+/// The rules language as a JSON Schema, for editors: what `config/rules.schema.json` holds.
+pub fn schema() -> String {
+    schema::schema()
 }
 
 impl fmt::Display for Problem {
@@ -409,6 +415,20 @@ mod tests {
             refused(&[("a.yaml", "# a\ndomain: x\n"), ("b.yaml", "domain: x\n")]),
             "b.yaml:1:9: the domain `x` is already at a.yaml:2: put all its rules into one file, or set MERGE_DOMAIN_CONFIG"
         );
+    }
+
+    #[test]
+    fn merged_domains_are_put_together_in_the_files_order() {
+        let merged = |files: &[(&str, &str)]| parse(&texts(files), LoadOptions { merge_domains: true });
+        let rule = |value: &str| format!("domain: x\ndescriptors: [{{key: a, value: {value}, rate_limit: {{limit: 1, window: 1s}}}}]\n");
+        let loaded = merged(&[("a", &rule("1")), ("b", &rule("2")), ("c", "domain: x\ndefault: {limit: 1, window: 1s}\n")]);
+        assert_eq!(loaded.unwrap_or_else(|problems| panic!("{problems}")).rules.counts(), (1, 3));
+        let told =
+            merged(&[("a", &(rule("1") + "default: {limit: 1, window: 1s}\n")), ("b", &(rule("1") + "default: {limit: 1, window: 1s}\n"))]);
+        let told = told.err().unwrap().to_string();
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!(lines[0], "b:1:9: the domain `x` has a `default` in another file too, such as a: keep one");
+        assert_eq!(lines[1], "b:2:15: `a: 1` of this domain is already at a:2: put both into one");
     }
 
     #[test]

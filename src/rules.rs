@@ -435,6 +435,114 @@ mod tests {
         assert!(!counts("never", 0, Some(250)));
     }
 
+    /// For each descriptor what it matches, and how many hits it makes.
+    fn matches(rules: &Rules, descriptors: &[&[(&str, &str)]]) -> Vec<String> {
+        let descriptors = descriptors.iter().map(|entries| ask(entries).descriptors()[0].clone()).collect();
+        let request = Request::new("d".into(), descriptors, 1, RequestBounds::default()).unwrap();
+        let found = rules.find(&request);
+        assert_eq!((found.hits.len(), found.matches.len()), (found.limits.len(), request.descriptors().len()));
+        let told = |(index, matched): (usize, &Match<'_>)| {
+            let hits = found.hits.iter().filter(|hit| hit.descriptor == index).count();
+            let matched = match matched {
+                Match::Rule(rule) => format!("rule {}", rule.path()),
+                Match::Unlimited(_) => "unlimited".into(),
+                Match::Replaced(_) => "replaced".into(),
+                Match::Exempt => "exempt".into(),
+                Match::NoRule | Match::UnknownDomain => "no rule".into(),
+                Match::NoLimit => "no limit".into(),
+                Match::Override => "override".into(),
+            };
+            format!("{matched}, {hits}")
+        };
+        found.matches.iter().enumerate().map(told).collect()
+    }
+
+    fn with(key: &str, limits: Limits) -> RuleSpec {
+        RuleSpec { limits, ..rule(key, "", vec![]) }
+    }
+
+    #[test]
+    fn a_list_of_limits_is_a_hit_each() {
+        let rules = rules(vec![with("k", Limits::All(vec![limit("a", &[]), limit("b", &[])])), with("none", Limits::None)]);
+        assert_eq!(matches(&rules, &[&[("k", "x")], &[("none", "x")], &[]]), ["rule k, 2", "no limit, 0", "no rule, 0"]);
+    }
+
+    #[test]
+    fn an_exempt_descriptor_exempts_the_whole_request() {
+        let rules = rules(vec![with("k", Limits::All(vec![limit("", &[])])), with("ip", Limits::Exempt)]);
+        assert_eq!(matches(&rules, &[&[("k", "x")], &[("ip", "y")]]), ["exempt, 0", "exempt, 0"]);
+        assert_eq!(matches(&rules, &[&[("k", "x")], &[("ip", "y"), ("k", "x")]]), ["rule k, 1", "no rule, 0"]);
+    }
+
+    #[test]
+    fn an_unlimited_descriptor_passes_alone() {
+        let rules = rules(vec![with("k", Limits::All(vec![limit("", &[])])), with("free", Limits::Unlimited { replaces: vec![] })]);
+        assert_eq!(matches(&rules, &[&[("k", "x")], &[("free", "y")]]), ["rule k, 1", "unlimited, 0"]);
+    }
+
+    #[test]
+    fn limits_are_replaced_by_name_in_any_order_even_by_those_that_are_replaced_themselves() {
+        let rules = rules(vec![
+            with("a", Limits::All(vec![limit("a", &["b"])])),
+            with("b", Limits::All(vec![limit("b", &["a"]), limit("kept", &[])])),
+            with("c", Limits::All(vec![limit("c", &[])])),
+            with("free", Limits::Unlimited { replaces: vec!["c".into()] }),
+        ]);
+        assert_eq!(matches(&rules, &[&[("a", "x")], &[("b", "x")]]), ["replaced, 0", "rule b, 1"]);
+        assert_eq!(matches(&rules, &[&[("c", "x")], &[("free", "x")]]), ["replaced, 0", "unlimited, 0"]);
+        assert_eq!(matches(&rules, &[&[("c", "x")], &[("a", "x")]]), ["rule c, 1", "rule a, 1"]);
+    }
+
+    #[test]
+    fn the_default_takes_what_no_rule_does_and_counts_by_all_entries() {
+        let spec = DomainSpec {
+            name: "d".into(),
+            rules: vec![with("none", Limits::None), rule("k", "", vec![])],
+            default: vec![limit("", &[])],
+            on_store_failure: Some(FailurePolicy::Deny),
+        };
+        let rules = Rules::new(vec![spec]).unwrap();
+        let asked: &[&[(&str, &str)]] = &[&[("x", "1"), ("y", "2")], &[("none", "1")], &[("k", "1")], &[]];
+        assert_eq!(matches(&rules, asked), ["rule default, 1", "no limit, 0", "rule k, 1", "no rule, 0"]);
+        assert_eq!(found(&rules, &[("x", "1"), ("y", "2")]), "x|y [\"1\", \"2\"]");
+        assert_eq!(rules.find(&ask(&[("k", "1")])).hits[0].on_store_failure, Some(FailurePolicy::Deny));
+    }
+
+    #[test]
+    fn what_a_wildcard_shares_is_no_part_of_the_client_also_where_the_limit_sits_deeper() {
+        let shared = RuleSpec { share_threshold: true, ..rule("path", "/a/*", vec![rule("client", "", vec![])]) };
+        let shared_key = RuleSpec { share_threshold: true, ..rule("header-*", "", vec![]) };
+        let rules = rules(vec![shared, shared_key]);
+        assert_eq!(found(&rules, &[("path", "/a/1")]), "path=/a/* []");
+        assert_eq!(found(&rules, &[("path", "/a/*")]), "path=/a/* []");
+        assert_eq!(found(&rules, &[("path", "/a/2"), ("client", "x")]), "path=/a/*|client [\"x\"]");
+        assert_eq!(found(&rules, &[("header-x", "1")]), "header-* []");
+    }
+
+    #[test]
+    fn series_carry_the_requests_values_where_a_rule_asks_for_them() {
+        let by_value = |detailed_metric, value_to_metric, rule: RuleSpec| RuleSpec { detailed_metric, value_to_metric, ..rule };
+        let metrics = Metrics::new().unwrap();
+        let rules = rules(vec![
+            by_value(false, true, rule("plan", "", vec![rule("client", "", vec![])])),
+            rule("path", "/*", vec![by_value(true, false, rule("ip", "", vec![]))]),
+        ])
+        .counted_in(&metrics);
+        for entries in [[("plan", "gold"), ("client", "x")], [("path", "/a"), ("ip", "")], [("path", "/a"), ("ip", "")]] {
+            let request = ask(&entries);
+            let Match::Rule(rule) = rules.find(&request).matches[0] else { panic!() };
+            rule.count(&request.descriptors()[0], &crate::metrics::HitCounts { total: 1, ..Default::default() });
+        }
+        let page = metrics.render();
+        for line in [
+            "total_hits{domain=\"d\",key1=\"plan_gold\",key2=\"client\",rule=\"plan=gold|client\"} 1",
+            "total_hits{domain=\"d\",key1=\"path_/a\",key2=\"ip_\",rule=\"path=/a|ip=\"} 2",
+        ] {
+            assert!(page.contains(line), "{line}: {page}");
+        }
+        assert!(!page.contains("key1=\"plan\",key2"), "{page}");
+    }
+
     #[test]
     fn contradictions_are_refused() {
         let new = |specs| Rules::new(vec![DomainSpec { name: "d".into(), rules: specs, ..DomainSpec::default() }]).map(|_| ()).unwrap_err();

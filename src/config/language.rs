@@ -34,48 +34,79 @@ pub(super) struct Described {
     pub replaced: Vec<(Place, String)>,
 }
 
+/// A key of the language.
+pub(super) struct Key {
+    pub name: &'static str,
+    pub levels: &'static [Level],
+    pub shape: Shape,
+    /// What it says, for the schema.
+    pub about: &'static str,
+}
+
+/// What a key's value looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Support {
-    Now,
+pub(super) enum Shape {
+    Text,
+    Texts,
+    Flag,
+    /// A whole number of at most so much.
+    Number(u64),
+    Duration,
+    Word(&'static [&'static str]),
+    /// One of the reference server's units, in any case.
+    Unit,
+    Maps(Level),
+    /// One map, or a list of them.
+    MapOrMaps(Level),
+    /// A map of anything.
+    Anything,
     /// A key of the language that this version cannot obey. Refused, since ignoring it would change an answer.
     Later,
 }
 
 use Level::{File, Limit as InLimit, Replaced, Rule};
-use Support::{Later, Now};
+use Shape::{Anything, Duration, Flag, Later, MapOrMaps, Maps, Number, Text, Texts, Unit, Word};
 
-/// Which key stands where.
+const ALGORITHMS: &[&str] = &["sliding_window_log"];
+const POLICIES: &[&str] = &["local", "allow", "deny", "error"];
+pub(super) const UNIT_NAMES: &[&str] = &["second", "minute", "hour", "day", "week", "month", "year"];
+
+/// Which key stands where, and what it says.
 #[rustfmt::skip]
-pub(super) const KEYS: &[(&str, &[Level], Support)] = &[
-    ("domain",            &[File],                Now),
-    ("default",           &[File],                Now),
-    ("descriptors",       &[File, Rule],          Now),
-    ("key",               &[Rule],                Now),
-    ("value",             &[Rule],                Now),
-    ("rate_limit",        &[Rule],                Now),
-    ("action",            &[Rule],                Now),
-    ("client_id",         &[Rule],                Now),
-    ("count_denied",      &[Rule],                Now),
-    ("shadow_mode",       &[Rule],                Now),
-    ("quota_mode",        &[Rule],                Now),
-    ("exempt",            &[Rule],                Now),
-    ("share_threshold",   &[Rule],                Now),
-    ("detailed_metric",   &[Rule],                Now),
-    ("value_to_metric",   &[Rule],                Now),
-    ("metadata",          &[Rule],                Now),
-    ("on_store_failure",  &[File, Rule],          Now),
-    ("algorithm",         &[File, Rule, InLimit], Now),
-    ("log_entries",       &[Rule, InLimit],       Now),
-    ("burst",             &[Rule, InLimit],       Later),
-    ("lease",             &[Rule, InLimit],       Later),
-    ("unit",              &[InLimit],             Now),
-    ("requests_per_unit", &[InLimit],             Now),
-    ("limit",             &[InLimit],             Now),
-    ("window",            &[InLimit],             Now),
-    ("name",              &[InLimit, Replaced],   Now),
-    ("unlimited",         &[InLimit],             Now),
-    ("replaces",          &[InLimit],             Now),
+pub(super) const KEYS: &[Key] = &[
+    key("domain", &[File], Text, "The domain of Envoy's rate-limit filter. A file describes one."),
+    key("default", &[File], MapOrMaps(InLimit), "What a descriptor gets that no rule takes; nothing without it."),
+    key("descriptors", &[File, Rule], Maps(Rule), "The rules; inside a rule, those for the descriptor's next entry."),
+    key("key", &[Rule], Text, "The key of an entry. A * stands for any characters."),
+    key("value", &[Rule], Text, "The value of an entry. A * stands for any characters; without a value, each one is counted apart."),
+    key("rate_limit", &[Rule], MapOrMaps(InLimit), "The limit, or a list of limits, all of which must fit."),
+    key("action", &[Rule], Text, "What is counted, by name. Rules with one action share a client's counter."),
+    key("client_id", &[Rule], Texts, "The keys whose values say who is counted, instead of all that the rule leaves open."),
+    key("count_denied", &[Rule], Flag, "Whether denied hits count. Without it, charges do (a cost above 1, or a descriptor's own hits_addend)."),
+    key("shadow_mode", &[Rule], Flag, "Count and measure, but never deny."),
+    key("quota_mode", &[Rule], Flag, "Deny only where all quotas of the request are used up."),
+    key("exempt", &[Rule], Flag, "Let the whole request pass, and count nothing."),
+    key("share_threshold", &[Rule], Flag, "Count all that this wildcard takes together."),
+    key("detailed_metric", &[Rule], Flag, "Label the rule's series with the request's own values, at every level."),
+    key("value_to_metric", &[Rule], Flag, "Label the series of this rule, and of those below, with the request's own value at this level."),
+    key("metadata", &[Rule], Anything, "Sent to Envoy as dynamic metadata where the descriptor is not over."),
+    key("on_store_failure", &[File, Rule], Word(POLICIES), "Who answers while the store does not."),
+    key("algorithm", &[File, Rule, InLimit], Word(ALGORITHMS), "How hits are counted."),
+    key("log_entries", &[Rule, InLimit], Number(100_000), "The most entries of a log; a limit up to this is exact to the microsecond."),
+    key("burst", &[Rule, InLimit], Later, ""),
+    key("lease", &[Rule, InLimit], Later, ""),
+    key("unit", &[InLimit], Unit, "The window, as the reference server names it."),
+    key("requests_per_unit", &[InLimit], Number(u32::MAX as u64), "How many hits the unit may hold."),
+    key("limit", &[InLimit], Number(Limit::MOST), "How many hits the window may hold."),
+    key("window", &[InLimit], Duration, "How long a hit counts: 10s, 5m, 1h30m, 250ms."),
+    key("name", &[InLimit, Replaced], Text, "Sent back to Envoy; what `replaces` names."),
+    key("unlimited", &[InLimit], Flag, "The descriptor passes; the request's others are still judged."),
+    key("replaces", &[InLimit], Maps(Replaced), "The limits, by name, that don't count in a request where this one does."),
 ];
+
+const fn key(name: &'static str, levels: &'static [Level], shape: Shape, about: &'static str) -> Key {
+    Key { name, levels, shape, about }
+}
 
 /// The keys that the reference server does not have. It ignores its own in a wrong place, so we may only warn of those; it
 /// never loaded a file with one of these.
@@ -95,7 +126,7 @@ const OURS: &[&str] = &[
 ];
 
 /// The reference server's units, with its lengths of month and year.
-pub(super) const UNITS: &[(&str, Window)] = &[
+const UNITS: &[(&str, Window)] = &[
     ("second", Window::SECOND),
     ("minute", Window::MINUTE),
     ("hour", Window::HOUR),
@@ -378,8 +409,7 @@ impl Reader<'_, '_> {
         let text = self.report.text("unit", node)?;
         let found = unit(&text);
         if found.is_none() {
-            let names: Vec<_> = UNITS.iter().map(|(name, _)| *name).collect();
-            let what = format!("`{text}` is no unit: write one of {}, or `limit` and `window`", names.join(", "));
+            let what = format!("`{text}` is no unit: write one of {}, or `limit` and `window`", UNIT_NAMES.join(", "));
             self.report.problem(node.place, what);
         }
         found
@@ -480,14 +510,14 @@ impl Reader<'_, '_> {
                 self.report.problem(key.place, format!("a key is text, not {}: write `NAME: VALUE`", key.kind()));
                 continue;
             };
-            match KEYS.iter().find(|(name, _, _)| name == text) {
+            match KEYS.iter().find(|key| key.name == text) {
                 None => {
                     let near = nearest_key(text, level);
                     fields.meant.extend(near);
                     let advice = near.map_or("remove it".to_owned(), |name| format!("did you mean `{name}`?"));
                     self.report.problem(key.place, format!("unknown key `{text}`: {advice}"));
                 }
-                Some((_, levels, _)) if !levels.contains(&level) => {
+                Some(Key { levels, .. }) if !levels.contains(&level) => {
                     let homes: Vec<_> = levels.iter().filter(|level| **level != Replaced).map(|level| level.place()).collect();
                     let homes = homes.join(" or ");
                     if OURS.contains(&text.as_str()) {
@@ -497,12 +527,12 @@ impl Reader<'_, '_> {
                     }
                 }
                 Some(_) if value.is_null() => {}
-                Some((name, _, Later)) => {
+                Some(Key { name, shape: Later, .. }) => {
                     fields.meant.push(name);
                     let what = format!("`{text}` is not supported yet by this version: remove it");
                     self.report.problem(key.place, what);
                 }
-                Some((name, _, Now)) => fields.known.push((name, value)),
+                Some(Key { name, .. }) => fields.known.push((name, value)),
             }
         }
         Some(fields)
@@ -531,7 +561,7 @@ fn unit(text: &str) -> Option<Window> {
 
 /// The known key that `text` is probably meant to be. Of two equally near ones, the one that may stand here.
 fn nearest_key(text: &str, level: Level) -> Option<&'static str> {
-    let standing = |here: bool| KEYS.iter().filter(move |key| key.1.contains(&level) == here).map(|key| key.0);
+    let standing = |here: bool| KEYS.iter().filter(move |key| key.levels.contains(&level) == here).map(|key| key.name);
     nearest(text, standing(true).chain(standing(false)))
 }
 
@@ -627,6 +657,34 @@ mod tests {
         let limit = "rate_limit: { limit: 5, window: 10s }";
         let rules = rules(&format!("  - {{ key: a, log_entries: 64, {limit} }}\n  - {{ key: b, {limit} }}"));
         assert_eq!((entries(&rules[0]), entries(&rules[1])), (of(64), of(128)));
+    }
+
+    #[test]
+    fn metadata_is_any_tree_with_plain_scalars_as_yaml_1_1_reads_them() {
+        let text = "  - key: a\n    metadata: {7: a, yes: ~, '8': .inf, d: 2026-11-25, l: [0x10, 1.5, no, 'no', 1e3], m: {}}";
+        let Some(Metadata::Map(map)) = rules(text).remove(0).metadata else { panic!() };
+        let (text, list) = (|text: &str| Metadata::Text(text.into()), |list| Metadata::List(list));
+        let numbers = vec![Metadata::Number(16.0), Metadata::Number(1.5), Metadata::Bool(false), text("no"), Metadata::Number(1000.0)];
+        let expected = [
+            ("7", text("a")),
+            ("true", Metadata::Null),
+            ("8", Metadata::Number(f64::INFINITY)),
+            ("d", text("2026-11-25")),
+            ("l", list(numbers)),
+            ("m", Metadata::Map(Default::default())),
+        ];
+        assert_eq!(map, expected.map(|(key, value)| (key.to_owned(), value)).into());
+    }
+
+    #[test]
+    fn a_limit_may_be_a_list_unlimited_or_exempt() {
+        let rules = rules(
+            "  - {key: a, rate_limit: [{limit: 10, window: 1s}, {limit: 250, window: 1d}]}\n  \
+             - {key: b, rate_limit: {unlimited: true, replaces: [{name: x}]}}\n  - {key: c, exempt: true}",
+        );
+        assert_eq!(limits(&rules[0]).iter().map(|limit| limit.limit.get()).collect::<Vec<_>>(), [10, 250]);
+        assert_eq!(rules[1].limits, Limits::Unlimited { replaces: vec!["x".into()] });
+        assert_eq!(rules[2].limits, Limits::Exempt);
     }
 
     #[test]

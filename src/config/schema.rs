@@ -1,0 +1,85 @@
+//! The rules language as a JSON Schema (draft 7, which editors know best), made of the table of keys: for completion and
+//! for mistakes to be seen while typing. What depends on more than one key is told by `ratelimitd check`.
+
+use serde_json::{Map, Value, json};
+
+use super::language::{KEYS, Key, Level, Shape, UNIT_NAMES};
+
+/// The schema, as `config/rules.schema.json` has it.
+pub(super) fn schema() -> String {
+    let definitions: Map<String, Value> =
+        [Level::Rule, Level::Limit, Level::Replaced].into_iter().map(|level| (name(level).to_owned(), map(level))).collect();
+    let mut root = map(Level::File);
+    root["$schema"] = json!("http://json-schema.org/draft-07/schema#");
+    root["title"] = json!("ratelimitd rules");
+    root["definitions"] = Value::Object(definitions);
+    format!("{root:#}\n")
+}
+
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::File => "file",
+        Level::Rule => "rule",
+        Level::Limit => "limit",
+        Level::Replaced => "replaced",
+    }
+}
+
+fn map(level: Level) -> Value {
+    let known = |key: &&Key| key.levels.contains(&level) && key.shape != Shape::Later;
+    let property = |key: &Key| {
+        let mut property = value(key.shape);
+        property["description"] = json!(key.about);
+        (key.name.to_owned(), property)
+    };
+    let properties: Map<String, Value> = KEYS.iter().filter(known).map(property).collect();
+    let mut map = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    match level {
+        Level::File => map["required"] = json!(["domain"]),
+        Level::Rule => map["required"] = json!(["key"]),
+        Level::Replaced => map["required"] = json!(["name"]),
+        Level::Limit => {
+            let forms: [&[&str]; 3] = [&["unit", "requests_per_unit"], &["limit", "window"], &["unlimited"]];
+            map["anyOf"] = forms.iter().map(|keys| json!({ "required": keys })).collect();
+        }
+    }
+    map
+}
+
+/// A key without a value is as good as absent, so every one may be null.
+fn value(shape: Shape) -> Value {
+    let one = |level| json!({ "$ref": format!("#/definitions/{}", name(level)) });
+    let list = |level| json!({ "type": "array", "items": one(level) });
+    let nothing = json!({ "type": "null" });
+    match shape {
+        // A bare number or boolean is its text as written.
+        Shape::Text => json!({ "type": ["string", "number", "boolean", "null"] }),
+        Shape::Texts => json!({ "type": ["array", "null"], "items": { "type": ["string", "number", "boolean"] } }),
+        // YAML 1.1's other words for them, which an editor takes for text.
+        Shape::Flag => json!({ "enum": [true, false, null, "yes", "no", "on", "off", "y", "n", "Yes", "No", "On", "Off"] }),
+        Shape::Number(most) => json!({
+            "anyOf": [{ "type": "integer", "minimum": 0, "maximum": most }, { "type": "string", "pattern": "^\\+?[0-9][0-9_a-fxobA-FXOB]*$" }, nothing]
+        }),
+        Shape::Duration => json!({ "type": ["string", "null"], "pattern": "^([0-9]+(us|µs|ms|s|m|h|d|w))+$" }),
+        Shape::Word(words) => words_or_null(words.iter().map(|word| json!(word))),
+        Shape::Unit => words_or_null(UNIT_NAMES.iter().flat_map(|unit| [json!(unit), json!(unit.to_uppercase())])),
+        Shape::Maps(level) => json!({ "anyOf": [list(level), nothing] }),
+        Shape::MapOrMaps(level) => json!({ "anyOf": [one(level), list(level), nothing] }),
+        Shape::Anything => json!({ "type": ["object", "null"] }),
+        Shape::Later => Value::Bool(false),
+    }
+}
+
+fn words_or_null(words: impl Iterator<Item = Value>) -> Value {
+    json!({ "enum": words.chain([Value::Null]).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_committed_schema_is_current() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/rules.schema.json");
+        let committed = std::fs::read_to_string(path).unwrap();
+        assert!(committed == super::schema(), "write it anew: ratelimitd check --schema > config/rules.schema.json");
+    }
+}
