@@ -92,6 +92,11 @@ impl Request {
         &self.descriptors
     }
 
+    /// As it was sent; 0 where it was not.
+    pub fn hits_addend(&self) -> u32 {
+        self.hits_addend
+    }
+
     /// What each hit of `descriptor` weighs: its own hits_addend, else the request's, whose 0 means 1.
     pub fn cost(&self, descriptor: &Descriptor) -> Cost {
         let hits = descriptor.hits_addend.unwrap_or(u64::from(self.hits_addend.max(1)));

@@ -8,6 +8,7 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic_health::server::{HealthReporter, HealthService};
 
+mod extras;
 mod schema;
 mod wire;
 
@@ -20,10 +21,16 @@ pub use schema::JsonError;
 
 /// The protobuf types of the service, at one place: who needs another version of them changes it here.
 pub mod pb {
+    pub use envoy_types::pb::envoy::config::core::v3::HeaderValue;
     pub use envoy_types::pb::envoy::extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor};
     pub use envoy_types::pb::envoy::service::ratelimit::v3::*;
     pub use envoy_types::pb::envoy::r#type::v3::RateLimitUnit;
     pub use envoy_types::pb::google::protobuf::{Duration, UInt64Value};
+
+    /// What dynamic metadata is made of.
+    pub mod value {
+        pub use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value};
+    }
 }
 
 /// The name, beside "", under which Envoy asks for the server's health.
@@ -52,7 +59,9 @@ pub enum LimitHeaders {
 pub struct Door {
     limiter: Arc<RateLimiter>,
     bounds: RequestBounds,
+    reply: Arc<ReplyOptions>,
     series: MethodSeries,
+    metrics: Arc<Metrics>,
 }
 
 /// Why a request in JSON has no answer.
@@ -67,8 +76,8 @@ pub enum AskError {
 }
 
 impl Door {
-    pub fn new(limiter: Arc<RateLimiter>, bounds: RequestBounds, metrics: &Metrics) -> Self {
-        Self { limiter, bounds, series: metrics.grpc_method("ShouldRateLimit") }
+    pub fn new(limiter: Arc<RateLimiter>, bounds: RequestBounds, reply: ReplyOptions, metrics: Arc<Metrics>) -> Self {
+        Self { limiter, bounds, reply: Arc::new(reply), series: metrics.grpc_method("ShouldRateLimit"), metrics }
     }
 
     /// All services, for one runtime.
@@ -95,7 +104,7 @@ impl Door {
     pub async fn answer_json(&self, json: &[u8]) -> Result<(bool, Vec<u8>), AskError> {
         let request = wire::decode(schema::request_from_json(json)?, self.bounds)?;
         let decision = self.limiter.decide(&request, None).await?;
-        Ok((decision.admitted, schema::response_to_json(&wire::encode(&decision))?))
+        Ok((decision.admitted, schema::response_to_json(&wire::encode(&request, &decision, &self.reply))?))
     }
 }
 
@@ -108,10 +117,16 @@ impl RateLimitService for Door {
         let started = Instant::now();
         let within = time_left(call.metadata());
         let answer = match wire::decode(call.into_inner(), self.bounds) {
-            Err(error) => Err(tonic::Status::invalid_argument(error.to_string())),
+            Err(error) => {
+                self.metrics.service_errors.increment(1);
+                Err(tonic::Status::invalid_argument(error.to_string()))
+            }
             Ok(request) => match self.limiter.decide(&request, within).await {
-                Ok(decision) => Ok(tonic::Response::new(wire::encode(&decision))),
-                Err(error) => Err(tonic::Status::unavailable(error.to_string())),
+                Ok(decision) => Ok(tonic::Response::new(wire::encode(&request, &decision, &self.reply))),
+                Err(error) => {
+                    self.metrics.store_errors.increment(1);
+                    Err(tonic::Status::unavailable(error.to_string()))
+                }
             },
         };
         self.series.answered(started.elapsed());

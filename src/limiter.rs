@@ -233,7 +233,14 @@ impl Decision {
     /// The status that speaks for the request: the last one over that denies by itself, else the one with the least left.
     pub fn deciding(&self) -> Option<&Status> {
         let limited = || self.statuses.iter().filter(|status| status.current_limit.is_some());
-        limited().rfind(|status| status.over && !status.quota).or_else(|| limited().min_by_key(|status| status.remaining))
+        limited().rfind(|status| status.over && !status.quota).or_else(|| limited().min_by_key(|status| status.told_remaining()))
+    }
+}
+
+impl Status {
+    /// What is told to be left: nothing when over.
+    pub fn told_remaining(&self) -> u64 {
+        if self.over { 0 } else { self.remaining }
     }
 }
 

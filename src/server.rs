@@ -98,6 +98,7 @@ impl Server {
             health: health.clone(),
             serving: Arc::clone(&serving),
             request_bounds: settings.request_bounds,
+            reply: settings.reply.clone(),
             request_bytes_max: settings.request_bytes_max,
         };
         let start = |(number, store)| ServingThread::start(number, store, blueprint.clone()).map_err(ServerError::Thread);

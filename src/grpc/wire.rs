@@ -4,6 +4,7 @@
 use super::pb::rate_limit_response::rate_limit::Unit;
 use super::pb::rate_limit_response::{Code, DescriptorStatus, RateLimit};
 use super::pb::{self, RateLimitResponse, RateLimitUnit, rate_limit_descriptor};
+use super::{ReplyOptions, extras};
 use crate::descriptor::{Descriptor, Entry, LimitOverride, Request, RequestBounds, RequestError};
 use crate::limit::{Limit, Window};
 use crate::limiter::{CurrentLimit, Decision, Status, whole_seconds};
@@ -20,12 +21,20 @@ pub(super) fn decode(message: pb::RateLimitRequest, bounds: RequestBounds) -> Re
     Request::new(message.domain, descriptors.collect(), message.hits_addend, bounds)
 }
 
-pub(super) fn encode(decision: &Decision) -> RateLimitResponse {
+pub(super) fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> RateLimitResponse {
     RateLimitResponse {
         overall_code: code(!decision.admitted).into(),
         statuses: decision.statuses.iter().map(status).collect(),
+        response_headers_to_add: extras::headers(decision, options),
+        dynamic_metadata: options.dynamic_metadata.then(|| extras::dynamic_metadata(request, decision)),
         ..RateLimitResponse::default()
     }
+}
+
+/// A limit that a request brought, as protobuf's text format has it.
+pub(super) fn override_text(limit: Limit, window: Window) -> String {
+    let unit = unit(window).as_str_name();
+    if limit.get() == 0 { format!("unit:{unit}") } else { format!("requests_per_unit:{} unit:{unit}", limit.get()) }
 }
 
 fn carried_limit(limit: rate_limit_descriptor::RateLimitOverride) -> LimitOverride {
@@ -45,13 +54,13 @@ fn carried_limit(limit: rate_limit_descriptor::RateLimitOverride) -> LimitOverri
 
 fn status(status: &Status) -> DescriptorStatus {
     let Some(current) = &status.current_limit else {
-        return DescriptorStatus { code: code(false).into(), ..DescriptorStatus::default() };
+        return DescriptorStatus { code: code(false).into(), limit_remaining: clamp(status.remaining), ..DescriptorStatus::default() };
     };
     let seconds = whole_seconds(status.reset, status.over);
     DescriptorStatus {
         code: code(status.over).into(),
         current_limit: Some(rate_limit(current)),
-        limit_remaining: if status.over { 0 } else { clamp(status.remaining) },
+        limit_remaining: clamp(status.told_remaining()),
         duration_until_reset: Some(pb::Duration { seconds: seconds.try_into().unwrap_or(i64::MAX), nanos: 0 }),
         ..DescriptorStatus::default()
     }
@@ -61,8 +70,8 @@ fn code(over: bool) -> Code {
     if over { Code::OverLimit } else { Code::Ok }
 }
 
-fn rate_limit(current: &CurrentLimit) -> RateLimit {
-    let unit = match current.window {
+fn unit(window: Window) -> Unit {
+    match window {
         Window::SECOND => Unit::Second,
         Window::MINUTE => Unit::Minute,
         Window::HOUR => Unit::Hour,
@@ -72,9 +81,12 @@ fn rate_limit(current: &CurrentLimit) -> RateLimit {
         Window::YEAR => Unit::Year,
         // No unit says this window; a false one would make Envoy print a false `w=`.
         _ => Unit::Unknown,
-    };
+    }
+}
+
+fn rate_limit(current: &CurrentLimit) -> RateLimit {
     let name = current.name.as_deref().unwrap_or_default().to_owned();
-    RateLimit { name, requests_per_unit: clamp(current.limit.get()), unit: unit.into() }
+    RateLimit { name, requests_per_unit: clamp(current.limit.get()), unit: unit(current.window).into() }
 }
 
 fn clamp(number: u64) -> u32 {

@@ -16,7 +16,7 @@ use tracing::{error, warn};
 
 use super::listener::{Accepted, Connection, Counted, Protocol};
 use crate::descriptor::RequestBounds;
-use crate::grpc::Door;
+use crate::grpc::{Door, ReplyOptions};
 use crate::http::HttpDoor;
 use crate::limiter::{Fallback, Modes, Notices, RateLimiter};
 use crate::metrics::Metrics;
@@ -34,6 +34,7 @@ pub(super) struct Blueprint {
     pub health: HealthReporter,
     pub serving: Arc<AtomicBool>,
     pub request_bounds: RequestBounds,
+    pub reply: ReplyOptions,
     pub request_bytes_max: usize,
 }
 
@@ -120,10 +121,10 @@ pub(super) async fn drain(threads: &[ServingThread]) {
 }
 
 async fn serve(store: Store, blueprint: Blueprint, grpc: Incoming, http: Incoming, draining: watch::Receiver<bool>) {
-    let Blueprint { rules, fallback, modes, notices, metrics, health, serving, request_bounds, request_bytes_max } = blueprint;
+    let Blueprint { rules, fallback, modes, notices, metrics, health, serving, request_bounds, reply, request_bytes_max } = blueprint;
     let limiter = RateLimiter::new(rules, store, fallback, Arc::clone(&metrics));
     let limiter = Arc::new(limiter.in_modes(modes).sharing(notices));
-    let door = Door::new(Arc::clone(&limiter), request_bounds, &metrics);
+    let door = Door::new(Arc::clone(&limiter), request_bounds, reply, Arc::clone(&metrics));
     let routes = HttpDoor::new(Arc::clone(&limiter), door.clone(), serving, &metrics).routes(request_bytes_max);
     let services = match door.services(health, request_bytes_max) {
         Ok(services) => services,
