@@ -13,4 +13,5 @@ mod istio;
 mod layers;
 mod model;
 mod process;
+mod reference;
 mod support;
