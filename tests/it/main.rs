@@ -14,4 +14,5 @@ mod layers;
 mod model;
 mod process;
 mod random;
+mod reference;
 mod support;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ pub struct Ratelimitd {
 struct Log {
     lines: Mutex<Vec<Value>>,
     more: Condvar,
+    ended: AtomicBool,
 }
 
 /// Whatever is waited for, it comes within this or the test fails.
@@ -29,7 +30,13 @@ const DEADLINE: Duration = Duration::from_secs(20);
 impl Ratelimitd {
     /// Starts the server with these arguments, ports 0 and a log in JSON, and waits until it is ready.
     pub fn start(args: &[&str]) -> Self {
+        Self::start_with(args, &[])
+    }
+
+    /// The same with these environment variables.
+    pub fn start_with(args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = command(args);
+        command.envs(environment.iter().copied());
         command.args(["--log-format", "json"]).stderr(Stdio::piped());
         if !args.contains(&"--grpc-uds") {
             command.args(["--grpc-host", "127.0.0.1", "--grpc-port", "0"]);
@@ -45,6 +52,9 @@ impl Ratelimitd {
                 writer.lines.lock().unwrap().push(line);
                 writer.more.notify_all();
             }
+            let _lines = writer.lines.lock().unwrap();
+            writer.ended.store(true, Ordering::Relaxed);
+            writer.more.notify_all();
         });
         let server = Self { child, log };
         server.wait_for_log("ready to serve");
@@ -53,7 +63,12 @@ impl Ratelimitd {
 
     /// Runs the program to its end, and gives its exit status and what it wrote to stderr.
     pub fn run(args: &[&str]) -> (ExitStatus, String) {
-        let output = command(args).output().unwrap();
+        Self::run_with(args, &[])
+    }
+
+    /// The same with these environment variables.
+    pub fn run_with(args: &[&str], environment: &[(&str, &str)]) -> (ExitStatus, String) {
+        let output = command(args).envs(environment.iter().copied()).output().unwrap();
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
 
@@ -87,7 +102,8 @@ impl Ratelimitd {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no log line says `{text}`: {lines:#?}");
+            let ended = self.log.ended.load(Ordering::Relaxed);
+            assert!(!left.is_zero() && !ended, "no log line says `{text}`: {lines:#?}");
             lines = self.log.more.wait_timeout(lines, left).unwrap().0;
         }
     }
