@@ -62,7 +62,8 @@ pub struct Problems(Vec<Problem>);
 
 /// Reads every rules file of `paths`, files or folders. A folder means every file in it at any depth, in sorted order, but
 /// dot-files and dot-folders; links to files are followed, links to folders are not (but in `paths` themselves), so that a
-/// Kubernetes ConfigMap, whose files are links into `..data`, loads as it is mounted. A folder without files is a warning.
+/// Kubernetes ConfigMap, whose files are links into `..data`, loads as it is mounted. A file in a folder that has `tests` or
+/// `$schema` at its top and no `domain` is passed over. A folder without files is a warning.
 ///
 /// # Errors
 /// Every problem of every file, a missing or unreadable one included.
@@ -79,7 +80,7 @@ pub fn load(paths: &[PathBuf], options: LoadOptions) -> Result<Loaded, Problems>
 /// # Errors
 /// Every problem of every text.
 pub fn parse(files: &[(PathBuf, String)], options: LoadOptions) -> Result<Loaded, Problems> {
-    let source = |(file, text): &(PathBuf, String)| Source { name: file.clone(), file: file.clone(), text: text.clone() };
+    let source = |(file, text): &(PathBuf, String)| Source { name: file.clone(), file: file.clone(), text: text.clone(), in_folder: false };
     compile(files.iter().map(source).collect(), Vec::new(), Vec::new(), options)
 }
 
@@ -109,6 +110,8 @@ struct Source {
     file: PathBuf,
     name: PathBuf,
     text: String,
+    /// It was found in a folder, where other files may lie beside the rules.
+    in_folder: bool,
 }
 
 /// What is said about one file while it is read.
@@ -134,9 +137,15 @@ impl Report<'_> {
 
 fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<Problem>, options: LoadOptions) -> Result<Loaded, Problems> {
     let mut domains = Domains { options, all: Vec::new(), places: HashMap::new() };
-    for Source { file, text, .. } in &sources {
-        let mut report = Report { file, problems: Vec::new(), warnings: Vec::new() };
-        if let Some(described) = yaml::read(text, &mut report).and_then(|root| language::domain(&root, &mut report)) {
+    let mut files = Vec::with_capacity(sources.len());
+    for source in &sources {
+        let mut report = Report { file: &source.file, problems: Vec::new(), warnings: Vec::new() };
+        let root = yaml::read(&source.text, &mut report);
+        if source.in_folder && root.as_ref().is_some_and(language::is_for_another_reader) {
+            continue;
+        }
+        files.push(source);
+        if let Some(described) = root.and_then(|root| language::domain(&root, &mut report)) {
             domains.add(described, &mut report);
         }
         problems.append(&mut report.problems);
@@ -153,7 +162,7 @@ fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<P
     }
     let specs = domains.all.into_iter().map(|domain| domain.spec).collect();
     let rules = Rules::new(specs).map_err(|error| Problems(vec![unplaced(Path::new("rules"), error)]))?;
-    Ok(Loaded { rules, warnings, files: sources.len(), hash: hash(&sources) })
+    Ok(Loaded { rules, warnings, files: files.len(), hash: hash(&files) })
 }
 
 /// The domains of all files.
@@ -247,7 +256,7 @@ fn lines(problems: &[Problem]) -> String {
 }
 
 /// Lengths stand before names and contents, so that no two sets of files hash alike by running into each other.
-fn hash(sources: &[Source]) -> String {
+fn hash(sources: &[&Source]) -> String {
     let mut hasher = Sha256::new();
     for source in sources {
         for part in [source.name.as_os_str().as_encoded_bytes(), source.text.as_bytes()] {
@@ -276,7 +285,7 @@ impl Found {
                     self.warnings.push(unplaced(path, "no file in this folder: put a rules file there, or nothing is limited"));
                 }
             }
-            Ok(_) => self.file(path, Path::new(path.file_name().unwrap_or_default())),
+            Ok(_) => self.file(path, Path::new(path.file_name().unwrap_or_default()), false),
             Err(error) => self.problems.push(unplaced(path, format!("{error}: name a rules file, or a folder of them, that can be read"))),
         }
     }
@@ -299,15 +308,15 @@ impl Found {
                     self.warnings.push(unplaced(&path, "a link to a folder is not followed: name the folder itself as a path of rules"));
                 }
                 Ok(meta) if meta.is_dir() => self.folder(root, &path, depth + 1),
-                Ok(_) => self.file(&path, path.strip_prefix(root).unwrap_or(&path)),
+                Ok(_) => self.file(&path, path.strip_prefix(root).unwrap_or(&path), true),
                 Err(error) => self.problems.push(unplaced(&path, error)),
             }
         }
     }
 
-    fn file(&mut self, file: &Path, name: &Path) {
+    fn file(&mut self, file: &Path, name: &Path, in_folder: bool) {
         match read(file) {
-            Ok(text) => self.sources.push(Source { file: file.to_owned(), name: name.to_owned(), text }),
+            Ok(text) => self.sources.push(Source { file: file.to_owned(), name: name.to_owned(), text, in_folder }),
             Err(problem) => self.problems.push(problem),
         }
     }
@@ -465,6 +474,19 @@ mod tests {
         assert_eq!((loaded.files, loaded.rules.counts().0), (2, 2));
         let told = lines(&loaded.warnings);
         assert!(told.contains("linked: a link to a folder is not followed") && loaded.warnings.len() == 1, "{told}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn tests_of_rules_and_schemas_in_a_folder_are_passed_over_and_named_themselves_refused() {
+        let folder = folder("beside");
+        fs::write(folder.join("a.yaml"), "domain: a").unwrap();
+        fs::write(folder.join("a.test.yaml"), "tests: []").unwrap();
+        fs::write(folder.join("schema.json"), r#"{"$schema": "x", "type": "object"}"#).unwrap();
+        let hash = |file: &Path| load(&[file.to_owned()], LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}")).hash;
+        assert_eq!(hash(&folder), hash(&folder.join("a.yaml")));
+        let told = load(&[folder.join("a.test.yaml")], LoadOptions::default()).err().unwrap().to_string();
+        assert!(told.ends_with("a.test.yaml:1:1: this is a test of rules: run `ratelimitd test FILE`"), "{told}");
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -139,6 +139,17 @@ const UNITS: &[(&str, Window)] = &[
 /// The keys that a rate_limit's number is made of; without any of them it has none.
 const NUMBERS: &[&str] = &["requests_per_unit", "unit", "limit", "window", "unlimited"];
 
+/// A test of rules, or a JSON Schema: they may lie beside rules. No file of rules has such a key at its top, nor lacks a
+/// `domain`, so none is taken for one.
+pub(super) fn is_for_another_reader(root: &Node) -> bool {
+    !has(root, "domain") && (has(root, "tests") || has(root, "$schema"))
+}
+
+fn has(root: &Node, name: &str) -> bool {
+    let Value::Map(pairs) = &root.value else { return false };
+    pairs.iter().any(|(key, _)| matches!(&key.value, Value::Scalar { text, .. } if text == name))
+}
+
 /// What a file describes; `None` where its domain cannot even be named.
 pub(super) fn domain(root: &Node, report: &mut Report<'_>) -> Option<Described> {
     Reader { report, path: Vec::new(), lints: Lints::default(), replaced: Vec::new() }.file(root)
@@ -174,6 +185,10 @@ impl<'n> Fields<'n> {
 
 impl Reader<'_, '_> {
     fn file(mut self, root: &Node) -> Option<Described> {
+        if is_for_another_reader(root) && has(root, "tests") {
+            self.report.problem(root.place, "this is a test of rules: run `ratelimitd test FILE`");
+            return None;
+        }
         let fields = self.fields(root, "a rules file", File)?;
         self.algorithm(&fields);
         let (rules, places) = self.rules(&fields);
@@ -368,7 +383,11 @@ impl Reader<'_, '_> {
                 }
                 continue;
             };
-            let Some(name) = self.report.filled("name", node) else { continue };
+            let Some(name) = self.report.text("name", node) else { continue };
+            if name.is_empty() {
+                self.report.problem(node.place, "an empty `name` under `replaces`: fill it in, or remove it");
+                continue;
+            }
             if Some(name.as_str()) == own {
                 self.report.problem(node.place, format!("`{name}` replaces itself: name another limit"));
                 continue;

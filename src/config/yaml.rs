@@ -82,6 +82,10 @@ impl Node {
 /// Problems that leave a tree (a key twice) are reported and the reading goes on; syntax ends it.
 pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<Node> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some(line) = newer_version(text) {
+        report.problem(Place { line, column: 1 }, "rules are read as YAML 1.1, where `yes` is true and 017 is 15: remove this line");
+        return None;
+    }
     let mut parser = Parser::new_from_str(text);
     let mut builder = Builder { report, open: Vec::new(), anchors: HashMap::new(), copied: 0, root: None };
     while let Some(next) = parser.next_event() {
@@ -101,6 +105,15 @@ pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<Node> {
     builder.root.filter(|root| !root.is_null()).or_else(|| {
         report.problem(Place::START, "the file is empty: write `domain: NAME` and its descriptors, or remove the file");
         None
+    })
+}
+
+/// The line, from 1, in which the first document says to be of a version of YAML that reads scalars otherwise.
+fn newer_version(text: &str) -> Option<usize> {
+    let before = text.lines().take_while(|line| line.is_empty() || line.starts_with(['%', '#']));
+    before.enumerate().find_map(|(number, line)| {
+        let version = line.strip_prefix("%YAML")?.split('#').next()?.trim();
+        (version != "1.1" && version != "1.0").then_some(number + 1)
     })
 }
 
