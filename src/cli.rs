@@ -8,9 +8,11 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+mod check;
 mod explain;
 mod load;
 mod serve;
+mod test;
 
 use crate::settings::ServeArgs;
 
@@ -32,8 +34,12 @@ struct Cli {
 enum Command {
     /// Serve (the default)
     Serve(Box<ServeArgs>),
+    /// Say what is wrong with rules files
+    Check(check::CheckArgs),
     /// Tell what the rules do to a request, and why
     Explain(explain::ExplainArgs),
+    /// Run tests of rules, on stepped time
+    Test(test::TestArgs),
     /// Put load on a running server, and print what it did
     Load(load::LoadArgs),
 }
@@ -50,7 +56,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         None => serve::run(cli.serve).map_err(|error| error.to_string()),
         Some(Command::Serve(args)) => serve::run(*args).map_err(|error| error.to_string()),
+        Some(Command::Check(args)) => return check::run(&args),
         Some(Command::Explain(args)) => explain::run(args).map_err(|error| error.to_string()),
+        Some(Command::Test(args)) => return test::run(&args),
         Some(Command::Load(args)) => load::run(args).map_err(|error| error.to_string()),
     };
     match result {

@@ -15,6 +15,7 @@ use crate::rules::{DomainSpec, Limits, RuleSpec, Rules};
 mod language;
 mod lints;
 mod scalars;
+pub mod scenario;
 mod schema;
 mod yaml;
 
@@ -55,10 +56,13 @@ pub struct Problem {
     pub message: String,
 }
 
-/// All problems of all files, at least one, sorted by file, line and column.
+/// All problems of all files, at least one, sorted by file, line and column; and what else there is to tell.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", lines(.0))]
-pub struct Problems(Vec<Problem>);
+#[error("{}", lines(.problems))]
+pub struct Problems {
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
 
 /// Reads every rules file of `paths`, files or folders. A folder means every file in it at any depth, in sorted order, but
 /// dot-files and dot-folders; links to files are followed, links to folders are not (but in `paths` themselves), so that a
@@ -91,17 +95,26 @@ pub fn schema() -> String {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file.display())?;
-        if self.line > 0 {
-            write!(f, "{}:{}:", self.line, self.column)?;
-        }
-        write!(f, " {}", self.message)
+        write!(f, "{} {}", self.place(), self.message)
+    }
+}
+
+impl Problem {
+    /// `file:line:column:`, or `file:` where the problem is the file itself.
+    pub fn place(&self) -> String {
+        let file = self.file.display();
+        if self.line > 0 { format!("{file}:{}:{}:", self.line, self.column) } else { format!("{file}:") }
     }
 }
 
 impl Problems {
     pub fn as_slice(&self) -> &[Problem] {
-        &self.0
+        &self.problems
+    }
+
+    /// What would only have been warned of.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
     }
 }
 
@@ -158,10 +171,11 @@ fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<P
         said.dedup();
     }
     if !problems.is_empty() {
-        return Err(Problems(problems));
+        return Err(Problems { problems, warnings });
     }
     let specs = domains.all.into_iter().map(|domain| domain.spec).collect();
-    let rules = Rules::new(specs).map_err(|error| Problems(vec![unplaced(Path::new("rules"), error)]))?;
+    let contradiction = |error| Problems { problems: vec![unplaced(Path::new("rules"), error)], warnings: Vec::new() };
+    let rules = Rules::new(specs).map_err(contradiction)?;
     Ok(Loaded { rules, warnings, files: files.len(), hash: hash(&files) })
 }
 

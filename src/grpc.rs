@@ -12,8 +12,8 @@ mod extras;
 mod schema;
 mod wire;
 
-use crate::descriptor::{RequestBounds, RequestError};
-use crate::limiter::RateLimiter;
+use crate::descriptor::{Request, RequestBounds, RequestError};
+use crate::limiter::{Decision, RateLimiter};
 use crate::metrics::{MethodSeries, Metrics};
 use crate::store::StoreError;
 use pb::rate_limit_service_server::{RateLimitService, RateLimitServiceServer};
@@ -52,6 +52,14 @@ pub enum LimitHeaders {
     Plain { limit: String, remaining: String, reset: String },
     /// `RateLimit-Policy` with all limits and `RateLimit` with the deciding one: draft-ietf-httpapi-ratelimit-headers-10.
     Draft10,
+}
+
+impl LimitHeaders {
+    /// The plain form under the reference server's names.
+    pub fn plain() -> Self {
+        let [limit, remaining, reset] = ["RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"].map(str::to_owned);
+        Self::Plain { limit, remaining, reset }
+    }
 }
 
 /// What a door needs to answer rate-limit requests.
@@ -106,6 +114,11 @@ impl Door {
         let decision = self.limiter.decide(&request, None).await?;
         Ok((decision.admitted, schema::response_to_json(&wire::encode(&request, &decision, &self.reply))?))
     }
+}
+
+/// A decision as it is sent.
+pub fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> pb::RateLimitResponse {
+    wire::encode(request, decision, options)
 }
 
 #[tonic::async_trait]

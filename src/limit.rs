@@ -98,7 +98,7 @@ impl Window {
     }
 
     /// Microseconds, 1,000 to 10 years' worth.
-    pub fn micros(self) -> u64 {
+    pub const fn micros(self) -> u64 {
         self.0
     }
 }
@@ -232,7 +232,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, LimitError> {
 }
 
 /// Microseconds as [`parse_duration`] reads them: `1h30m`.
-struct Micros(u64);
+pub(crate) struct Micros(pub u64);
 
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

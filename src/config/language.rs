@@ -574,7 +574,8 @@ pub(super) fn shown(rule: &RuleSpec) -> String {
     rule.value.as_ref().map_or(rule.key.clone(), |value| format!("{}: {value}", rule.key))
 }
 
-fn unit(text: &str) -> Option<Window> {
+/// The window that a unit's name means, in any case.
+pub(super) fn unit(text: &str) -> Option<Window> {
     UNITS.iter().find(|(name, _)| text.eq_ignore_ascii_case(name)).map(|(_, window)| *window)
 }
 

@@ -9,6 +9,15 @@ use super::yaml::{self, Node, Value};
 /// How many changed letters still make one word a misspelling of another.
 const MISSPELLED: usize = 2;
 
+/// The values of a map's known keys.
+pub(super) struct Known<'n>(Vec<(&'static str, &'n Node)>);
+
+impl<'n> Known<'n> {
+    pub(super) fn get(&self, name: &str) -> Option<&'n Node> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    }
+}
+
 impl Report<'_> {
     /// A scalar's text as it is written: `0443`, `yes` and `1.5` stay what they are; null is the empty text.
     pub(super) fn text(&mut self, name: &str, node: &Node) -> Option<String> {
@@ -41,6 +50,28 @@ impl Report<'_> {
         let what = format!("a whole number from 0 to {most}");
         let read = |text: &str| yaml::integer(text).and_then(|n| u64::try_from(n).ok()).filter(|n| *n <= most);
         self.plain(name, node, &what, read)
+    }
+
+    /// The values of a map's known keys, null ones left out; an unknown key is a problem.
+    pub(super) fn known<'n>(&mut self, what: &str, node: &'n Node, keys: &[&'static str]) -> Option<Known<'n>> {
+        let Value::Map(pairs) = &node.value else {
+            self.problem(node.place, format!("{what} is a map, not {}: write `NAME: VALUE` lines", node.kind()));
+            return None;
+        };
+        let mut known = Vec::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            let Some(text) = self.text("a key", key) else { continue };
+            match keys.iter().find(|name| **name == text) {
+                Some(name) if !value.is_null() => known.push((*name, value)),
+                Some(_) => {}
+                None => {
+                    let advice =
+                        nearest(&text, keys.iter().copied()).map_or("remove it".to_owned(), |name| format!("did you mean `{name}`?"));
+                    self.problem(key.place, format!("unknown key `{text}`: {advice}"));
+                }
+            }
+        }
+        Some(Known(known))
     }
 
     /// The items of a list.

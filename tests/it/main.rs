@@ -4,6 +4,7 @@
 mod bad_input;
 mod concurrency;
 mod demo;
+mod docs;
 mod envoy;
 mod exactness;
 mod grpc;
@@ -16,3 +17,4 @@ mod process;
 mod random;
 mod reference;
 mod support;
+mod tools;
