@@ -1,10 +1,14 @@
-//! docs/rules.md: each example is loaded, and run by the test that follows it.
+//! The pages about rules: each example is loaded, and run by the test that follows it.
 
 use std::process::Command;
 
 use crate::support::ratelimitd::scratch;
 
-/// The YAML blocks of the page, in order.
+fn page(name: &str) -> String {
+    std::fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// The YAML blocks of pages, in order.
 fn blocks(page: &str) -> Vec<&str> {
     page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
@@ -15,9 +19,9 @@ fn run(args: &[&std::ffi::OsStr]) -> (bool, String) {
 }
 
 #[test]
-fn every_example_of_the_rules_page_loads_without_a_word_and_does_what_its_test_says() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rules.md")).unwrap();
-    let blocks = blocks(&page);
+fn every_example_loads_without_a_word_and_does_what_its_test_says() {
+    let pages = page("rules.md") + &page("from-limitador.md");
+    let blocks = blocks(&pages);
     assert!(blocks.len() > 20 && blocks.len().is_multiple_of(2), "{} blocks", blocks.len());
     let folder = scratch("rules-page");
     let (rules, tests) = (folder.join("rules.yaml"), folder.join("tests.yaml"));
@@ -33,7 +37,7 @@ fn every_example_of_the_rules_page_loads_without_a_word_and_does_what_its_test_s
 
 #[test]
 fn every_key_of_the_language_stands_in_an_example() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rules.md")).unwrap();
+    let page = page("rules.md");
     let examples = blocks(&page).into_iter().step_by(2).collect::<String>();
     let schema: serde_json::Value = serde_json::from_str(&distributed_rate_limiter::config::schema()).unwrap();
     for map in [&schema, &schema["definitions"]["rule"], &schema["definitions"]["limit"], &schema["definitions"]["replaced"]] {
