@@ -58,6 +58,7 @@ pub struct SeriesByValue {
 /// All that was ever registered for rules.
 pub(super) struct Register {
     recorder: Arc<PrometheusRecorder>,
+    rules_max: usize,
     rules: Mutex<HashMap<Box<[String]>, RuleSeries>>,
     by_value: Mutex<HashMap<Box<[String]>, Arc<SeriesByValue>>>,
 }
@@ -157,15 +158,15 @@ impl SeriesByValue {
 
 impl Register {
     pub fn new(recorder: Arc<PrometheusRecorder>) -> Self {
-        Self { recorder, rules: Mutex::default(), by_value: Mutex::default() }
+        Self { recorder, rules_max: RULES_MAX, rules: Mutex::default(), by_value: Mutex::default() }
     }
 
     pub fn rule(&self, labels: &RuleLabels<'_>) -> RuleSeries {
         let (mut rules, mut values) = (self.rules.lock(), labels.values());
-        if !rules.contains_key(&values) && rules.len() >= RULES_MAX {
+        if !rules.contains_key(&values) && rules.len() >= self.rules_max {
             values = RuleLabels::other().values();
             if !rules.contains_key(&values) {
-                warn!(most = RULES_MAX, "this process has had as many rules as get series; further ones are counted under `other`");
+                warn!(most = self.rules_max, "this process has had as many rules as get series; further ones are counted under `other`");
             }
         }
         rules.entry(values).or_insert_with_key(|values| RuleSeries::register(&self.recorder, values)).clone()
@@ -271,6 +272,24 @@ mod tests {
         let lines: Vec<_> = page.lines().filter(|line| line.starts_with(TOTAL_HITS)).collect();
         assert_eq!(lines.len(), VALUES_PER_RULE_MAX + 1);
         assert!(lines.iter().any(|line| line.contains("client_other") && line.ends_with(" 50")), "{lines:?}");
+    }
+
+    #[test]
+    fn rules_beyond_the_bound_share_one_series_for_the_life_of_the_process() {
+        let recorder = Arc::new(metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder());
+        let register = Register { rules_max: 3, ..Register::new(Arc::clone(&recorder)) };
+        for load in 0..5 {
+            // Each load brings rules that were never there, and one that always was.
+            register.rule(&labels("d", "kept", "kept")).add(&hits(1));
+            let text = format!("new_{load}");
+            register.rule(&labels("d", &text, &text)).add(&hits(1));
+        }
+        let page = recorder.handle().render();
+        let mut lines: Vec<_> = page.lines().filter(|line| line.starts_with(TOTAL_HITS)).collect();
+        lines.sort_unstable();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("key1=\"kept\"") && line.ends_with(" 5")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("domain=\"other\"") && line.ends_with(" 3")), "{lines:?}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod is_allowed;
 mod istio;
 mod layers;
 mod model;
+mod policies;
 mod process;
 mod random;
 mod reference;
