@@ -10,10 +10,11 @@
 use std::env;
 use std::error::Error;
 
+use distributed_rate_limiter::grpc::RateLimitClient;
 use distributed_rate_limiter::grpc::pb::rate_limit_descriptor::Entry;
 use distributed_rate_limiter::grpc::pb::rate_limit_response::{Code, DescriptorStatus};
-use distributed_rate_limiter::grpc::pb::rate_limit_service_client::RateLimitServiceClient;
 use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest};
+use tonic::transport::Endpoint;
 
 const USAGE: &str = "usage: ask DOMAIN KEY=VALUE[,KEY=VALUE...] ...";
 
@@ -24,9 +25,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = words.map(|word| descriptor(&word)).collect::<Result<Vec<_>, _>>()?;
 
     let server = env::var("RATELIMITD").unwrap_or_else(|_| "http://127.0.0.1:8081".to_owned());
-    let mut client = RateLimitServiceClient::connect(server.clone())
-        .await
-        .map_err(|error| format!("{server}: {error}; is ratelimitd running there?"))?;
+    let connected = Endpoint::from_shared(server.clone())?.connect().await;
+    let mut client = RateLimitClient::new(connected.map_err(|error| format!("{server}: {error}; is ratelimitd running there?"))?);
 
     // hits_addend is what the request weighs; the protocol reads 0 as 1.
     let request = RateLimitRequest { domain, descriptors, hits_addend: 0 };
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let answer = client.should_rate_limit(request.clone()).await.map_err(refused)?.into_inner();
 
     // Envoy goes by the overall code alone: OVER_LIMIT is a 429.
-    println!("{}", answer.overall_code().as_str_name());
+    println!("{}", code(answer.overall_code()));
     for (descriptor, status) in request.descriptors.iter().zip(&answer.statuses) {
         println!("  {}: {}", written(descriptor), told(status));
     }
@@ -56,12 +56,16 @@ fn written(descriptor: &RateLimitDescriptor) -> String {
     descriptor.entries.iter().map(|entry| format!("{}={}", entry.key, entry.value)).collect::<Vec<_>>().join(",")
 }
 
-fn told(status: &DescriptorStatus) -> String {
-    let code = match status.code() {
+fn code(code: Code) -> &'static str {
+    match code {
         Code::Ok => "OK",
         Code::OverLimit => "OVER_LIMIT",
         Code::Unknown => "UNKNOWN",
-    };
+    }
+}
+
+fn told(status: &DescriptorStatus) -> String {
+    let code = code(status.code());
     // A descriptor that no rule knows limits nothing, and has no limit to tell of.
     let Some(limit) = &status.current_limit else { return format!("{code}, no limit") };
     let reset = status.duration_until_reset.as_ref().map_or(0, |duration| duration.seconds);

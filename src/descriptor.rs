@@ -38,8 +38,12 @@ pub enum LimitOverride {
         limit: Limit,
         window: Window,
     },
-    /// Its unit is UNKNOWN or undefined (the number is as sent): it is dropped, and the rules apply.
-    UnknownUnit(i32),
+    /// Its unit is UNKNOWN or undefined, or its unit times its multiplier (both as sent) is nothing or above 10 years: it
+    /// is dropped, and the rules apply.
+    NoWindow {
+        unit: i32,
+        multiplier: u32,
+    },
 }
 
 /// The most that one request may hold. Only counts are bounded; long keys and values are not refused.

@@ -1,37 +1,29 @@
-//! The gRPC door: Envoy's `RateLimitService` v3, health and reflection. It knows protobuf (in `wire` and `schema`) and
-//! nothing of rules or stores: a decoded request goes to the limiter, and its decision is encoded.
+//! The gRPC door: Envoy's `RateLimitService` v3, health and reflection. It knows protobuf (the messages in `pb`, their
+//! meaning in `wire`, their JSON in `schema`) and nothing of rules or stores: a decoded request goes to the limiter, and
+//! its decision is encoded.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tonic::codegen::BoxFuture;
 use tonic::metadata::MetadataMap;
+use tonic::server::UnaryService;
 use tonic::service::Routes;
 use tonic_health::server::{HealthReporter, HealthService};
 
 mod extras;
+pub mod pb;
 mod schema;
+mod service;
 mod wire;
 
 use crate::descriptor::{Request, RequestBounds, RequestError};
 use crate::limiter::{Decision, RateLimiter};
 use crate::metrics::{MethodSeries, Metrics};
 use crate::store::StoreError;
-use pb::rate_limit_service_server::{RateLimitService, RateLimitServiceServer};
 pub use schema::JsonError;
-
-/// The protobuf types of the service, at one place: who needs another version of them changes it here.
-pub mod pb {
-    pub use envoy_types::pb::envoy::config::core::v3::HeaderValue;
-    pub use envoy_types::pb::envoy::extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor};
-    pub use envoy_types::pb::envoy::service::ratelimit::v3::*;
-    pub use envoy_types::pb::envoy::r#type::v3::RateLimitUnit;
-    pub use envoy_types::pb::google::protobuf::{Duration, UInt64Value};
-
-    /// What dynamic metadata is made of.
-    pub mod value {
-        pub use envoy_types::pb::google::protobuf::{ListValue, Struct, Value, value};
-    }
-}
+pub use service::RateLimitClient;
+use service::RateLimitServer;
 
 /// The name, beside "", under which Envoy asks for the server's health.
 pub const HEALTH_SERVICE: &str = "ratelimit";
@@ -99,7 +91,7 @@ impl Door {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
-        Ok(Routes::new(RateLimitServiceServer::new(self).max_decoding_message_size(bytes_max))
+        Ok(Routes::new(RateLimitServer::new(self, bytes_max))
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?))
@@ -114,19 +106,8 @@ impl Door {
         let decision = self.limiter.decide(&request, None).await?;
         Ok((decision.admitted, schema::response_to_json(&wire::encode(&request, &decision, &self.reply))?))
     }
-}
 
-/// A decision as it is sent.
-pub fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> pb::RateLimitResponse {
-    wire::encode(request, decision, options)
-}
-
-#[tonic::async_trait]
-impl RateLimitService for Door {
-    async fn should_rate_limit(
-        &self,
-        call: tonic::Request<pb::RateLimitRequest>,
-    ) -> Result<tonic::Response<pb::RateLimitResponse>, tonic::Status> {
+    async fn should_rate_limit(&self, call: tonic::Request<pb::RateLimitRequest>) -> Result<pb::RateLimitResponse, tonic::Status> {
         let started = Instant::now();
         let within = time_left(call.metadata());
         let answer = match wire::decode(call.into_inner(), self.bounds) {
@@ -135,7 +116,7 @@ impl RateLimitService for Door {
                 Err(tonic::Status::invalid_argument(error.to_string()))
             }
             Ok(request) => match self.limiter.decide(&request, within).await {
-                Ok(decision) => Ok(tonic::Response::new(wire::encode(&request, &decision, &self.reply))),
+                Ok(decision) => Ok(wire::encode(&request, &decision, &self.reply)),
                 Err(error) => {
                     self.metrics.store_errors.increment(1);
                     Err(tonic::Status::unavailable(error.to_string()))
@@ -145,6 +126,21 @@ impl RateLimitService for Door {
         self.series.answered(started.elapsed());
         answer
     }
+}
+
+impl UnaryService<pb::RateLimitRequest> for Door {
+    type Response = pb::RateLimitResponse;
+    type Future = BoxFuture<tonic::Response<pb::RateLimitResponse>, tonic::Status>;
+
+    fn call(&mut self, call: tonic::Request<pb::RateLimitRequest>) -> Self::Future {
+        let door = self.clone();
+        Box::pin(async move { door.should_rate_limit(call).await.map(tonic::Response::new) })
+    }
+}
+
+/// A decision as it is sent.
+pub fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> pb::RateLimitResponse {
+    wire::encode(request, decision, options)
 }
 
 /// Three quarters of the call's grpc-timeout, so that an answer by policy still reaches the caller in time.

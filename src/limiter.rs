@@ -214,9 +214,9 @@ impl RateLimiter {
                 self.metrics.unmatched_descriptors.increment(1);
                 self.notices.unmatched(request, Some(descriptor));
             }
-            if let Some(LimitOverride::UnknownUnit(unit)) = descriptor.limit {
+            if let Some(LimitOverride::NoWindow { unit, multiplier }) = descriptor.limit {
                 self.metrics.dropped_overrides.increment(1);
-                self.notices.override_dropped(request.domain(), unit);
+                self.notices.override_dropped(request.domain(), unit, multiplier);
             }
         }
     }

@@ -24,7 +24,7 @@ pub struct Metrics {
     pub unmatched_descriptors: Counter,
     /// Requests that an `exempt` rule let through unasked.
     pub exempted_requests: Counter,
-    /// Limit overrides dropped because of their unit.
+    /// Limit overrides dropped because they name no window.
     pub dropped_overrides: Counter,
     /// Denied requests that passed because of the global shadow mode.
     pub global_shadow_mode: Counter,
@@ -220,7 +220,10 @@ fn describe(recorder: &PrometheusRecorder) {
         (UNMATCHED_DOMAINS, "Requests for a domain that no rules file names; they are let through"),
         (UNMATCHED_DESCRIPTORS, "Descriptors in a known domain that no rule matched; they limit nothing"),
         (EXEMPTED_REQUESTS, "Requests that an exempt rule let through unasked"),
-        (DROPPED_OVERRIDES, "Limit overrides dropped because their unit is unknown; the rules applied instead"),
+        (
+            DROPPED_OVERRIDES,
+            "Limit overrides dropped because they name no window (an unknown unit, a multiplier of 0, above 10 years); the rules applied instead",
+        ),
         (STORE_CALLS, "Requests asked of a store"),
         (STORE_FAILURES, "Requests that a store did not answer, by reason"),
         (STORE_EVICTIONS, "Counters dropped before their time because the memory store was full"),

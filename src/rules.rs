@@ -322,7 +322,7 @@ fn action_of(path: &[&RuleSpec]) -> Action<'static> {
 fn carried_limit(descriptor: &Descriptor) -> Option<(Limit, Window)> {
     match descriptor.limit {
         Some(LimitOverride::Limit { limit, window }) => Some((limit, window)),
-        Some(LimitOverride::UnknownUnit(_)) | None => None,
+        Some(LimitOverride::NoWindow { .. }) | None => None,
     }
 }
 
@@ -416,7 +416,7 @@ mod tests {
         let carried = request(descriptor.limit);
         let hit = rules.find(&carried).hits.remove(0);
         assert_eq!((hit.counter.action.as_str(), hit.limit, hit.counter.window), ("%limit|a", Limit::from(0), Window::DAY));
-        let unknown = request(Some(LimitOverride::UnknownUnit(0)));
+        let unknown = request(Some(LimitOverride::NoWindow { unit: 0, multiplier: 1 }));
         assert_eq!(rules.find(&unknown).hits.remove(0).counter.action.as_str(), "a");
     }
 

@@ -13,10 +13,10 @@ use hdrhistogram::CreationError;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
+use crate::grpc::RateLimitClient;
 use crate::grpc::pb::rate_limit_descriptor::Entry;
-use crate::grpc::pb::rate_limit_service_client::RateLimitServiceClient;
 use crate::grpc::pb::{RateLimitDescriptor, RateLimitRequest};
 use crate::limit::parse_duration;
 
@@ -145,7 +145,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
 const BAR_REFRESH: Duration = Duration::from_millis(250);
 
-type Client = RateLimitServiceClient<Channel>;
 type Interrupt<'a> = Pin<&'a mut (dyn Future<Output = ()> + 'a)>;
 
 async fn drive(args: &LoadArgs) -> Result<Report, LoadError> {
@@ -197,7 +196,7 @@ async fn drive(args: &LoadArgs) -> Result<Report, LoadError> {
 }
 
 /// Opens the connections. A `Channel` is one HTTP/2 connection, which it opens anew when it is lost; its clones share it.
-async fn connect(args: &LoadArgs) -> Result<Vec<Client>, LoadError> {
+async fn connect(args: &LoadArgs) -> Result<Vec<RateLimitClient>, LoadError> {
     let refuse = |error: tonic::transport::Error| LoadError::Connect {
         target: args.target.clone(),
         reason: with_causes(&error.to_string(), &error),
@@ -209,7 +208,7 @@ async fn connect(args: &LoadArgs) -> Result<Vec<Client>, LoadError> {
         .buffer_size(args.streams as usize);
     let mut clients = Vec::new();
     for _ in 0..args.connections {
-        clients.push(Client::new(endpoint.connect().await.map_err(refuse)?));
+        clients.push(RateLimitClient::new(endpoint.connect().await.map_err(refuse)?));
     }
     Ok(clients)
 }
@@ -222,7 +221,7 @@ async fn ctrl_c() {
 }
 
 /// One stream: asks, waits for the answer, notes it, asks again.
-async fn ask_until_over(run: Arc<Run>, mut client: Client, mut numbers: ClientNumbers) {
+async fn ask_until_over(run: Arc<Run>, mut client: RateLimitClient, mut numbers: ClientNumbers) {
     while let Some(counted) = run.next() {
         let request = run.request(numbers.next());
         let sent = Instant::now();

@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn dynamic_metadata_has_the_reference_servers_fields_and_the_deciding_rule() {
-        let limit = LimitOverride::Limit { limit: Limit::from(0), window: Window::DAY };
+        let limit = LimitOverride::Limit { limit: Limit::from(7), window: "5m".parse().unwrap() };
         let descriptors = vec![
             Descriptor { entries: vec![Entry::new("k", "v"), Entry::new("l", "")], ..Descriptor::default() },
             Descriptor { limit: Some(limit), hits_addend: Some(0), ..Descriptor::default() },
@@ -187,7 +187,11 @@ mod tests {
                 list(
                     [
                         structure(vec![("entries", list([text("k=v"), text("l=")].into_iter()))]),
-                        structure(vec![("entries", list([].into_iter())), ("limit", text("unit:DAY")), ("hitsAddend", number(0.0))]),
+                        structure(vec![
+                            ("entries", list([].into_iter())),
+                            ("limit", text("requests_per_unit:7 unit:MINUTE unit_multiplier:{value:5}")),
+                            ("hitsAddend", number(0.0)),
+                        ]),
                     ]
                     .into_iter()
                     .map(|fields| Value { kind: Some(Kind::StructValue(fields)) }),

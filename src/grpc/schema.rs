@@ -1,8 +1,8 @@
 //! The rate-limit protocol as descriptors: the part of Envoy's `.proto` files that a
-//! RateLimitService speaks, written as a table, since envoy-types exports its types without them.
+//! RateLimitService speaks, written as a table beside the messages of `pb`.
 //! Two doors read it: gRPC reflection serves it, and `/json` translates requests and responses
 //! with it. The table knows no rule and no limit, and leaves out comments, validation and options,
-//! which change no byte on the wire. The tests hold it to the types of envoy-types, field by field.
+//! which change no byte on the wire. The tests hold it to those messages, field by field.
 
 use std::sync::LazyLock;
 
@@ -112,7 +112,7 @@ fn envoy_files() -> [FileDescriptorProto; 4] {
         FileDescriptorProto {
             service: vec![rate_limit_service()],
             message_type: vec![rate_limit_request(), rate_limit_response()],
-            ..file(RLS, "envoy.service.ratelimit.v3", &[BASE, RATELIMIT, DURATION, STRUCT, TIMESTAMP])
+            ..file(RLS, "envoy.service.ratelimit.v3", &[BASE, RATELIMIT, DURATION, STRUCT, TIMESTAMP, WRAPPERS])
         },
     ]
 }
@@ -124,7 +124,11 @@ fn rate_limit_descriptor() -> DescriptorProto {
             message("Entry", vec![scalar("key", 1, Type::String), scalar("value", 2, Type::String)]),
             message(
                 "RateLimitOverride",
-                vec![scalar("requests_per_unit", 1, Type::Uint32), of_enum("unit", 2, ".envoy.type.v3.RateLimitUnit")],
+                vec![
+                    scalar("requests_per_unit", 1, Type::Uint32),
+                    of_enum("unit", 2, ".envoy.type.v3.RateLimitUnit"),
+                    of_message("unit_multiplier", 3, ".google.protobuf.UInt32Value"),
+                ],
             ),
         ],
         ..message(
@@ -180,6 +184,7 @@ fn rate_limit_response() -> DescriptorProto {
                         scalar("name", 3, Type::String),
                         scalar("requests_per_unit", 1, Type::Uint32),
                         of_enum("unit", 2, &format!("{THIS}.RateLimit.Unit")),
+                        of_message("unit_multiplier", 4, ".google.protobuf.UInt32Value"),
                     ],
                 )
             },
@@ -270,31 +275,27 @@ fn text(text: &str) -> Option<String> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use envoy_types::pb::envoy::config::core::v3::HeaderValue;
-    use envoy_types::pb::envoy::extensions::common::ratelimit::v3::RateLimitDescriptor;
-    use envoy_types::pb::envoy::extensions::common::ratelimit::v3::rate_limit_descriptor::{Entry, RateLimitOverride};
-    use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::{
-        Code, DescriptorStatus, Quota, RateLimit, quota::ExpirationSpecifier, rate_limit::Unit,
-    };
-    use envoy_types::pb::envoy::r#type::v3::RateLimitUnit;
-    use envoy_types::pb::google::protobuf::{Duration, ListValue, Struct, Timestamp, UInt64Value, Value, value::Kind};
     use prost::Message;
     use prost_reflect::{ReflectMessage, Value as Dynamic};
     use serde_json::json;
 
+    use super::super::pb::rate_limit_descriptor::{Entry, RateLimitOverride};
+    use super::super::pb::rate_limit_response::{Code, DescriptorStatus, Quota, RateLimit, rate_limit::Unit};
+    use super::super::pb::value::{ListValue, Struct, Value, value::Kind};
+    use super::super::pb::{Duration, HeaderValue, RateLimitDescriptor, RateLimitUnit, Timestamp};
     use super::*;
 
     // Both messages below set every field to something other than zero and leave none to
-    // `..Default::default()`: a field that a new envoy-types brings doesn't compile until it is
-    // added here, and then fails as unknown until it is added to the table.
+    // `..Default::default()`: a field that is new in `pb` doesn't compile until it is added here,
+    // and then fails as unknown until it is added to the table.
 
     fn full_request() -> RateLimitRequest {
         RateLimitRequest {
             domain: "shop".to_owned(),
             descriptors: vec![RateLimitDescriptor {
                 entries: vec![Entry { key: "user".to_owned(), value: "ann".to_owned() }],
-                limit: Some(RateLimitOverride { requests_per_unit: u32::MAX, unit: RateLimitUnit::Month.into() }),
-                hits_addend: Some(UInt64Value { value: u64::MAX }),
+                limit: Some(RateLimitOverride { requests_per_unit: u32::MAX, unit: RateLimitUnit::Month.into(), unit_multiplier: Some(5) }),
+                hits_addend: Some(u64::MAX),
                 is_negative_hits: true,
             }],
             hits_addend: u32::MAX,
@@ -306,7 +307,7 @@ mod tests {
             "domain": "shop",
             "descriptors": [{
                 "entries": [{ "key": "user", "value": "ann" }],
-                "limit": { "requestsPerUnit": u32::MAX, "unit": "MONTH" },
+                "limit": { "requestsPerUnit": u32::MAX, "unit": "MONTH", "unitMultiplier": 5 },
                 "hitsAddend": u64::MAX.to_string(),
                 "isNegativeHits": true,
             }],
@@ -318,7 +319,7 @@ mod tests {
         let quota = |id: &str| Quota {
             requests: u32::MAX,
             id: id.to_owned(),
-            expiration_specifier: Some(ExpirationSpecifier::ValidUntil(Timestamp { seconds: 1_700_000_000, nanos: 500_000_000 })),
+            valid_until: Some(Timestamp { seconds: 1_700_000_000, nanos: 500_000_000 }),
         };
         let header = |key: &str| HeaderValue { key: key.to_owned(), value: "1".to_owned(), raw_value: vec![0xff, 0xfe] };
         let value = |kind: Kind| Value { kind: Some(kind) };
@@ -328,7 +329,12 @@ mod tests {
             overall_code: Code::OverLimit.into(),
             statuses: vec![DescriptorStatus {
                 code: Code::Ok.into(),
-                current_limit: Some(RateLimit { name: "per user".to_owned(), requests_per_unit: u32::MAX, unit: Unit::Week.into() }),
+                current_limit: Some(RateLimit {
+                    name: "per user".to_owned(),
+                    requests_per_unit: u32::MAX,
+                    unit: Unit::Week.into(),
+                    unit_multiplier: Some(2),
+                }),
                 limit_remaining: u32::MAX,
                 duration_until_reset: Some(Duration { seconds: 3, nanos: 250_000_000 }),
                 quota: Some(quota("one")),
@@ -350,7 +356,7 @@ mod tests {
             "overallCode": "OVER_LIMIT",
             "statuses": [{
                 "code": "OK",
-                "currentLimit": { "name": "per user", "requestsPerUnit": u32::MAX, "unit": "WEEK" },
+                "currentLimit": { "name": "per user", "requestsPerUnit": u32::MAX, "unit": "WEEK", "unitMultiplier": 2 },
                 "limitRemaining": u32::MAX,
                 "durationUntilReset": "3.250s",
                 "quota": quota("one"),
@@ -422,12 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn enums_have_the_names_and_numbers_of_envoy_types() {
-        fn from_types<E: TryFrom<i32>>(name: fn(&E) -> &'static str) -> BTreeSet<(i32, String)> {
-            (-10..100)
-                .filter_map(|number| Some((number, E::try_from(number).ok()?)))
-                .map(|(number, value)| (number, name(&value).to_owned()))
-                .collect()
+    fn enums_have_the_names_and_numbers_of_the_messages() {
+        // `OverLimit` is OVER_LIMIT.
+        fn screaming(variant: &str) -> String {
+            let word = |letter: char| if letter.is_uppercase() { format!("_{letter}") } else { letter.to_uppercase().to_string() };
+            variant.chars().map(word).collect::<String>().trim_start_matches('_').to_owned()
+        }
+        fn from_messages<E: TryFrom<i32> + std::fmt::Debug>() -> BTreeSet<(i32, String)> {
+            (-10..100).filter_map(|number| Some((number, screaming(&format!("{:?}", E::try_from(number).ok()?))))).collect()
         }
         let pool = pool();
         let from_table = |name: &str| -> BTreeSet<(i32, String)> {
@@ -437,12 +445,13 @@ mod tests {
         };
 
         let code = from_table("envoy.service.ratelimit.v3.RateLimitResponse.Code");
-        assert_eq!(code, from_types(Code::as_str_name));
+        assert_eq!(code, from_messages::<Code>());
+        assert!(code.contains(&(2, "OVER_LIMIT".to_owned())));
         let unit = from_table("envoy.service.ratelimit.v3.RateLimitResponse.RateLimit.Unit");
-        assert_eq!(unit, from_types(Unit::as_str_name));
+        assert_eq!(unit, from_messages::<Unit>());
         assert!(unit.contains(&(7, "WEEK".to_owned())));
         let override_unit = from_table("envoy.type.v3.RateLimitUnit");
-        assert_eq!(override_unit, from_types(RateLimitUnit::as_str_name));
+        assert_eq!(override_unit, from_messages::<RateLimitUnit>());
         assert_eq!(override_unit.len(), 7);
     }
 
@@ -475,6 +484,7 @@ mod tests {
         let snake = camel
             .replace("hitsAddend", "hits_addend")
             .replace("requestsPerUnit", "requests_per_unit")
+            .replace("unitMultiplier", "unit_multiplier")
             .replace("isNegativeHits", "is_negative_hits");
         assert_ne!(camel, snake);
         assert_eq!(request_from_json(snake.as_bytes()).unwrap(), full_request());
@@ -488,7 +498,7 @@ mod tests {
         assert_eq!(request.domain, "");
         assert_eq!(request.hits_addend, 2);
         // An explicit 0 is a peek and must not become "not set".
-        assert_eq!(request.descriptors[0].hits_addend, Some(UInt64Value { value: 0 }));
+        assert_eq!(request.descriptors[0].hits_addend, Some(0));
         let limit = request.descriptors[0].limit.unwrap();
         assert_eq!(limit.unit, i32::from(RateLimitUnit::Hour));
         assert_eq!(request.descriptors[1].hits_addend, None);

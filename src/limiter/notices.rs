@@ -39,9 +39,13 @@ impl Notices {
         }
     }
 
-    pub(super) fn override_dropped(&self, domain: &str, unit: i32) {
+    pub(super) fn override_dropped(&self, domain: &str, unit: i32, multiplier: u32) {
         if self.override_dropped.due() {
-            warn!(unit, domain, "a limit override of an unknown unit was dropped, the rules apply (logged once a minute)");
+            let why = "its unit is unknown, or its unit times its multiplier is nothing or above 10 years";
+            warn!(
+                unit,
+                multiplier, domain, why, "a limit override that names no window was dropped, the rules apply (logged once a minute)"
+            );
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use distributed_rate_limiter::grpc::pb::rate_limit_descriptor::RateLimitOverride;
-use distributed_rate_limiter::grpc::pb::rate_limit_response::Code;
-use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, UInt64Value};
+use distributed_rate_limiter::grpc::pb::rate_limit_response::{Code, rate_limit::Unit};
+use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, RateLimitUnit};
 use tokio_stream::StreamExt;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
@@ -39,7 +39,7 @@ fn start() -> (Ratelimitd, Client) {
 }
 
 fn costing(entries: &[(&str, &str)], hits: u64) -> RateLimitDescriptor {
-    RateLimitDescriptor { hits_addend: Some(UInt64Value { value: hits }), ..descriptor(entries) }
+    RateLimitDescriptor { hits_addend: Some(hits), ..descriptor(entries) }
 }
 
 fn refund(entries: &[(&str, &str)], hits: u64) -> RateLimitDescriptor {
@@ -89,19 +89,38 @@ fn what_no_rule_knows_passes_and_is_measured() {
 }
 
 #[test]
-fn a_request_limit_override_wins_over_the_rule_and_an_unknown_unit_is_dropped() {
+fn a_request_limit_override_wins_over_the_rule_and_one_that_names_no_window_is_dropped() {
     let (server, client) = start();
-    let carrying = |requests_per_unit, unit| RateLimitDescriptor {
-        limit: Some(RateLimitOverride { requests_per_unit, unit }),
-        ..descriptor(&[("five", "o")])
+    let carrying = |requests_per_unit, unit, unit_multiplier| {
+        let limit = RateLimitOverride { requests_per_unit, unit, unit_multiplier };
+        client.ask(ask(vec![RateLimitDescriptor { limit: Some(limit), ..descriptor(&[("five", "o")]) }]))
     };
-    assert!(!client.admits(ask(vec![carrying(0, 1)])), "0 per second denies");
-    let large = client.ask(ask(vec![carrying(4_294_967_293, 3)]));
+    assert_eq!(carrying(0, 1, None).overall_code, Code::OverLimit as i32, "0 per second denies");
+    let large = carrying(4_294_967_293, 3, None);
     assert_eq!((large.overall_code, large.statuses[0].limit_remaining), (1, 4_294_967_292));
-    let ruled = client.ask(ask(vec![carrying(1, 0)]));
-    assert_eq!(ruled.statuses[0].current_limit.as_ref().unwrap().requests_per_unit, 5);
-    server.wait_for_log("override of an unknown unit");
-    assert!(http::get(server.metrics(), "/metrics", &[]).body.contains("ratelimit_dropped_overrides 1\n"));
+    let dropped = [(0, None), (1, Some(0)), (6, Some(11))].map(|(unit, multiplier)| carrying(1, unit, multiplier));
+    for (ruled, left) in dropped.iter().zip([4, 3, 2]) {
+        assert_eq!(ruled.statuses[0].current_limit.as_ref().unwrap().requests_per_unit, 5);
+        assert_eq!(ruled.statuses[0].limit_remaining, left);
+    }
+    server.wait_for_log("override that names no window");
+    assert!(http::get(server.metrics(), "/metrics", &[]).body.contains("ratelimit_dropped_overrides 3\n"));
+}
+
+#[test]
+fn an_overrides_window_is_its_unit_times_its_multiplier_and_is_told_as_such() {
+    let (_server, client) = start();
+    let told = |unit: RateLimitUnit, multiplier| {
+        let limit = RateLimitOverride { requests_per_unit: 1, unit: unit.into(), unit_multiplier: Some(multiplier) };
+        let answer = client.ask(ask(vec![RateLimitDescriptor { limit: Some(limit), ..descriptor(&[("five", "m")]) }]));
+        let status = answer.statuses[0].clone();
+        let current = status.current_limit.unwrap();
+        (answer.overall_code(), current.unit(), current.unit_multiplier, status.duration_until_reset.unwrap().seconds)
+    };
+    assert_eq!(told(RateLimitUnit::Minute, 5), (Code::Ok, Unit::Minute, Some(5), 300));
+    assert_eq!(told(RateLimitUnit::Day, 14), (Code::Ok, Unit::Week, Some(2), 14 * 86_400), "another window, another counter");
+    // As long as five minutes, so the same counter.
+    assert_eq!(told(RateLimitUnit::Second, 300), (Code::OverLimit, Unit::Minute, Some(5), 300));
 }
 
 #[test]

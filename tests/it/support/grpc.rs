@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
+use distributed_rate_limiter::grpc::RateLimitClient;
 use distributed_rate_limiter::grpc::pb::rate_limit_descriptor::Entry;
 use distributed_rate_limiter::grpc::pb::rate_limit_response::Code;
-use distributed_rate_limiter::grpc::pb::rate_limit_service_client::RateLimitServiceClient;
 use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, RateLimitResponse};
 use tokio::runtime::Runtime;
 use tonic::Status;
@@ -28,8 +28,8 @@ impl Client {
         Self { runtime, channel }
     }
 
-    pub fn service(&self) -> RateLimitServiceClient<Channel> {
-        RateLimitServiceClient::new(self.channel.clone()).max_encoding_message_size(usize::MAX)
+    pub fn service(&self) -> RateLimitClient {
+        RateLimitClient::new(self.channel.clone())
     }
 
     pub fn try_ask(&self, request: RateLimitRequest) -> Result<RateLimitResponse, Status> {
