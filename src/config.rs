@@ -17,6 +17,7 @@ mod lints;
 mod scalars;
 pub mod scenario;
 mod schema;
+pub mod watch;
 mod yaml;
 
 use language::Described;
@@ -39,7 +40,10 @@ pub struct Loaded {
     pub rules: Rules,
     /// What loaded but is ignored or probably not meant, sorted as [`Problems`].
     pub warnings: Vec<Problem>,
-    pub files: usize,
+    /// The rules files, in the order in which they were read.
+    pub files: Vec<PathBuf>,
+    /// The folders, of the paths to load, that hold no rules file. Each is a warning too.
+    pub empty: Vec<PathBuf>,
     /// 12 hex digits that stay the same as long as the files' names and contents do, wherever the folder lies.
     pub hash: String,
 }
@@ -57,7 +61,7 @@ pub struct Problem {
 }
 
 /// All problems of all files, at least one, sorted by file, line and column; and what else there is to tell.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", lines(.problems))]
 pub struct Problems {
     problems: Vec<Problem>,
@@ -67,16 +71,12 @@ pub struct Problems {
 /// Reads every rules file of `paths`, files or folders. A folder means every file in it at any depth, in sorted order, but
 /// dot-files and dot-folders; links to files are followed, links to folders are not (but in `paths` themselves), so that a
 /// Kubernetes ConfigMap, whose files are links into `..data`, loads as it is mounted. A file in a folder that has `tests` or
-/// `$schema` at its top and no `domain` is passed over. A folder without files is a warning.
+/// `$schema` at its top and no `domain` is passed over. A folder without rules files is a warning. A path given twice is read once.
 ///
 /// # Errors
 /// Every problem of every file, a missing or unreadable one included.
 pub fn load(paths: &[PathBuf], options: LoadOptions) -> Result<Loaded, Problems> {
-    let mut found = Found::default();
-    for path in paths {
-        found.path(path);
-    }
-    compile(found.sources, found.problems, found.warnings, options)
+    compile(Found::at(paths), options)
 }
 
 /// The same from texts in memory, each with the name to call it in problems.
@@ -85,7 +85,7 @@ pub fn load(paths: &[PathBuf], options: LoadOptions) -> Result<Loaded, Problems>
 /// Every problem of every text.
 pub fn parse(files: &[(PathBuf, String)], options: LoadOptions) -> Result<Loaded, Problems> {
     let source = |(file, text): &(PathBuf, String)| Source { name: file.clone(), file: file.clone(), text: text.clone(), in_folder: false };
-    compile(files.iter().map(source).collect(), Vec::new(), Vec::new(), options)
+    compile(Found { sources: files.iter().map(source).collect(), ..Found::default() }, options)
 }
 
 /// The rules language as a JSON Schema, for editors: what `config/rules.schema.json` holds.
@@ -148,7 +148,8 @@ impl Report<'_> {
     }
 }
 
-fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<Problem>, options: LoadOptions) -> Result<Loaded, Problems> {
+fn compile(found: Found, options: LoadOptions) -> Result<Loaded, Problems> {
+    let Found { sources, folders, mut problems, mut warnings } = found;
     let mut domains = Domains { options, all: Vec::new(), places: HashMap::new() };
     let mut files = Vec::with_capacity(sources.len());
     for source in &sources {
@@ -165,6 +166,9 @@ fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<P
         warnings.append(&mut report.warnings);
     }
     warnings.extend(domains.unknown_names());
+    let empty: Vec<_> = folders.into_iter().filter(|folder| !files.iter().any(|source| source.file.starts_with(folder))).collect();
+    let what = "no rules file in this folder: put one there, or nothing is limited";
+    warnings.extend(empty.iter().map(|folder| unplaced(folder, what)));
     // What an anchor holds is read once for each alias, and says the same thing each time.
     for said in [&mut problems, &mut warnings] {
         said.sort();
@@ -176,7 +180,8 @@ fn compile(sources: Vec<Source>, mut problems: Vec<Problem>, mut warnings: Vec<P
     let specs = domains.all.into_iter().map(|domain| domain.spec).collect();
     let contradiction = |error| Problems { problems: vec![unplaced(Path::new("rules"), error)], warnings: Vec::new() };
     let rules = Rules::new(specs).map_err(contradiction)?;
-    Ok(Loaded { rules, warnings, files: files.len(), hash: hash(&files) })
+    let hash = hash(files.iter().copied());
+    Ok(Loaded { rules, warnings, files: files.iter().map(|source| source.file.clone()).collect(), empty, hash })
 }
 
 /// The domains of all files.
@@ -270,7 +275,7 @@ fn lines(problems: &[Problem]) -> String {
 }
 
 /// Lengths stand before names and contents, so that no two sets of files hash alike by running into each other.
-fn hash(sources: &[&Source]) -> String {
+fn hash<'s>(sources: impl Iterator<Item = &'s Source>) -> String {
     let mut hasher = Sha256::new();
     for source in sources {
         for part in [source.name.as_os_str().as_encoded_bytes(), source.text.as_bytes()] {
@@ -285,19 +290,28 @@ fn hash(sources: &[&Source]) -> String {
 #[derive(Default)]
 struct Found {
     sources: Vec<Source>,
+    /// The paths that are folders.
+    folders: Vec<PathBuf>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
 
 impl Found {
+    fn at(paths: &[PathBuf]) -> Self {
+        let (mut found, mut seen) = (Self::default(), HashSet::new());
+        for path in paths {
+            if seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone())) {
+                found.path(path);
+            }
+        }
+        found
+    }
+
     fn path(&mut self, path: &Path) {
         match fs::metadata(path) {
             Ok(meta) if meta.is_dir() => {
-                let before = self.sources.len() + self.problems.len();
+                self.folders.push(path.to_owned());
                 self.folder(path, path, 0);
-                if self.sources.len() + self.problems.len() == before {
-                    self.warnings.push(unplaced(path, "no file in this folder: put a rules file there, or nothing is limited"));
-                }
             }
             Ok(_) => self.file(path, Path::new(path.file_name().unwrap_or_default()), false),
             Err(error) => self.problems.push(unplaced(path, format!("{error}: name a rules file, or a folder of them, that can be read"))),
@@ -414,7 +428,7 @@ mod tests {
     fn all_valid_fixtures_load_together_from_their_folder() {
         let files = fixtures("valid");
         let loaded = load(&files, LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
-        assert_eq!((loaded.files, loaded.rules.counts().0), (files.len(), files.len()));
+        assert_eq!((loaded.files.len(), loaded.rules.counts().0), (files.len(), files.len()));
     }
 
     #[test]
@@ -469,7 +483,18 @@ mod tests {
     fn a_folder_without_files_loads_empty_with_a_warning() {
         let folder = folder("empty");
         let loaded = load(std::slice::from_ref(&folder), LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
-        assert_eq!((loaded.files, loaded.rules.counts(), loaded.warnings.len()), (0, (0, 0), 1));
+        assert_eq!((loaded.files.len(), loaded.rules.counts(), loaded.warnings.len()), (0, (0, 0), 1));
+        assert_eq!(loaded.empty, std::slice::from_ref(&folder));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_path_given_twice_is_read_once() {
+        let folder = folder("twice");
+        fs::write(folder.join("a.yaml"), "domain: a").unwrap();
+        let again = folder.join("../").join(folder.file_name().unwrap());
+        let loaded = load(&[folder.clone(), again], LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(loaded.files, [folder.join("a.yaml")]);
         fs::remove_dir_all(folder).unwrap();
     }
 
@@ -485,7 +510,7 @@ mod tests {
         std::os::unix::fs::symlink("..data/a.yaml", folder.join("a.yaml")).unwrap();
         std::os::unix::fs::symlink("deep", folder.join("linked")).unwrap();
         let loaded = load(std::slice::from_ref(&folder), LoadOptions::default()).unwrap_or_else(|problems| panic!("{problems}"));
-        assert_eq!((loaded.files, loaded.rules.counts().0), (2, 2));
+        assert_eq!((loaded.files.len(), loaded.rules.counts().0), (2, 2));
         let told = lines(&loaded.warnings);
         assert!(told.contains("linked: a link to a folder is not followed") && loaded.warnings.len() == 1, "{told}");
         fs::remove_dir_all(folder).unwrap();

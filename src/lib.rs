@@ -19,8 +19,8 @@
 //! | 7 | [`cli`]: the command line |
 //! | 6 | [`server`]: everything put together, run and drained |
 //! | 5 | [`settings`]: flags and environment |
-//! | 4 | [`grpc`], [`http`]: the doors; `http` may name `grpc` |
-//! | 3 | [`limiter`]: a request to a decision; [`config`]: YAML to rules |
+//! | 4 | [`grpc`], [`http`]: the doors; `http` may name `grpc`; [`admin`]: the operator's |
+//! | 3 | [`limiter`]: a request to a decision; [`config`]: YAML to rules, again whenever the files change |
 //! | 2 | [`rules`]: a request to hits; [`store`]: hits to a verdict |
 //! | 1 | [`descriptor`], [`hit`], [`metrics`] |
 //! | 0 | [`limit`] |
@@ -56,6 +56,7 @@
 //! # }
 //! ```
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod descriptor;

@@ -153,6 +153,15 @@ impl LogEntries {
     }
 }
 
+impl Algorithm {
+    /// Its name in rules files and settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SlidingWindowLog { .. } => "sliding_window_log",
+        }
+    }
+}
+
 impl Default for Algorithm {
     fn default() -> Self {
         Self::SlidingWindowLog { log_entries: LogEntries::DEFAULT }

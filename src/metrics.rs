@@ -32,8 +32,16 @@ pub struct Metrics {
     pub store_errors: Counter,
     /// Calls that ended in an error because they could not be asked.
     pub service_errors: Counter,
+    /// Loads of the rules files that went well, the first one included.
+    pub load_successes: Counter,
+    /// Loads of the rules files that were refused.
+    pub load_errors: Counter,
     pub rules_loaded: Gauge,
     pub domains_loaded: Gauge,
+    /// 1 while the newest files were refused.
+    pub rules_stale: Gauge,
+    /// When the rules in force were loaded, in seconds since the Unix epoch.
+    pub rules_loaded_at: Gauge,
 }
 
 /// One kind of store's handles.
@@ -86,6 +94,7 @@ impl Metrics {
         let recorder = Arc::new(PrometheusBuilder::new().set_buckets(&RESPONSE_TIME_BUCKETS)?.build_recorder());
         describe(&recorder);
         let counter = |name| recorder.register_counter(&Key::from_static_name(name), &METADATA);
+        let gauge = |name| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
         let error = |kind| recorder.register_counter(&key(SHOULD_RATE_LIMIT_ERROR, [("err_type", kind)]), &METADATA);
         Ok(Self {
             handle: recorder.handle(),
@@ -97,8 +106,12 @@ impl Metrics {
             unmatched_descriptors: counter(UNMATCHED_DESCRIPTORS),
             exempted_requests: counter(EXEMPTED_REQUESTS),
             dropped_overrides: counter(DROPPED_OVERRIDES),
-            rules_loaded: recorder.register_gauge(&Key::from_static_name(RULES_LOADED), &METADATA),
-            domains_loaded: recorder.register_gauge(&Key::from_static_name(DOMAINS_LOADED), &METADATA),
+            load_successes: counter(LOAD_SUCCESSES),
+            load_errors: counter(LOAD_ERRORS),
+            rules_loaded: gauge(RULES_LOADED),
+            domains_loaded: gauge(DOMAINS_LOADED),
+            rules_stale: gauge(RULES_STALE),
+            rules_loaded_at: gauge(RULES_LOADED_AT),
             recorder,
         })
     }
@@ -134,6 +147,9 @@ impl Metrics {
     pub fn policy(&self, policy: &'static str) -> PolicySeries {
         PolicySeries { answers: self.counter(POLICY_ANSWERS, [("policy", policy)]) }
     }
+
+    /// The content type of what [`Metrics::render`] writes.
+    pub const CONTENT_TYPE: &'static str = "text/plain; version=0.0.4; charset=utf-8";
 
     /// All series in Prometheus' text format.
     pub fn render(&self) -> String {
@@ -199,6 +215,10 @@ const UNMATCHED_DOMAINS: &str = "ratelimit_unmatched_domains";
 const UNMATCHED_DESCRIPTORS: &str = "ratelimit_unmatched_descriptors";
 const EXEMPTED_REQUESTS: &str = "ratelimit_exempted_requests";
 const DROPPED_OVERRIDES: &str = "ratelimit_dropped_overrides";
+const LOAD_SUCCESSES: &str = "ratelimit_service_config_load_success";
+const LOAD_ERRORS: &str = "ratelimit_service_config_load_error";
+const RULES_STALE: &str = "ratelimit_rules_stale";
+const RULES_LOADED_AT: &str = "ratelimit_rules_loaded_timestamp_seconds";
 const RULES_LOADED: &str = "ratelimit_rules_loaded";
 const DOMAINS_LOADED: &str = "ratelimit_domains_loaded";
 const STORE_CALLS: &str = "ratelimit_store_calls";
@@ -224,6 +244,8 @@ fn describe(recorder: &PrometheusRecorder) {
             DROPPED_OVERRIDES,
             "Limit overrides dropped because they name no window (an unknown unit, a multiplier of 0, above 10 years); the rules applied instead",
         ),
+        (LOAD_SUCCESSES, "Loads of the rules files that went well"),
+        (LOAD_ERRORS, "Loads of the rules files that were refused; the old rules stay"),
         (STORE_CALLS, "Requests asked of a store"),
         (STORE_FAILURES, "Requests that a store did not answer, by reason"),
         (STORE_EVICTIONS, "Counters dropped before their time because the memory store was full"),
@@ -235,6 +257,8 @@ fn describe(recorder: &PrometheusRecorder) {
     for (name, help) in [
         (RULES_LOADED, "Rules with a limit that are in force"),
         (DOMAINS_LOADED, "Domains that the rules in force name"),
+        (RULES_STALE, "1 while the rules in force are not the newest, because the newest files were refused"),
+        (RULES_LOADED_AT, "When the rules in force were loaded, in seconds since the Unix epoch"),
         (STORE_COUNTERS, "Counters that the memory store holds"),
     ] {
         recorder.describe_gauge(KeyName::from_const_str(name), None, SharedString::const_str(help));

@@ -89,6 +89,7 @@ pub struct RateLimit {
 }
 
 /// All rules, compiled. Immutable.
+#[derive(Default)]
 pub struct Rules {
     domains: HashMap<Box<str>, Domain>,
     rules: Vec<Rule>,
@@ -238,6 +239,11 @@ impl Rules {
             }
         }
         found
+    }
+
+    /// The rules that do something, in the order in which they were written; a domain's default before its others.
+    pub fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
     }
 
     /// How many domains, and how many rules that do something.

@@ -1,10 +1,9 @@
 //! Puts everything together: binds all listeners before anything is served, deals each accepted connection to the serving
-//! thread with the fewest, runs sweeps and metrics beside them, and drains it all when told to stop. Whoever calls decides
+//! thread with the fewest, runs sweeps, metrics, admin and reloads beside them, and drains it all when told to stop. Whoever calls decides
 //! when that is. It knows every part and none of their insides.
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use axum::Router;
 use axum::http::header;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tonic_health::ServingStatus;
@@ -22,11 +22,12 @@ use tracing::{info, warn};
 mod listener;
 mod thread;
 
-use crate::config::{self, LoadOptions, Problems};
+use crate::admin::Admin;
+use crate::config::Problems;
+use crate::config::watch::RulesFiles;
 use crate::grpc::HEALTH_SERVICE;
-use crate::limiter::{Fallback, Notices};
-use crate::metrics::Metrics;
-use crate::rules::LiveRules;
+use crate::limiter::{Fallback, Notices, RateLimiter};
+use crate::metrics::{Metrics, StoreSeries};
 use crate::settings::{Address, Settings, StoreSettings};
 use crate::store::redis::RedisUrlError;
 use crate::store::{Clock, Memory, Redis, RedisOptions, Store};
@@ -39,13 +40,22 @@ pub struct Server {
     http: Listener,
     metrics_page: TcpListener,
     metrics_path: String,
-    health: HealthReporter,
-    serving: Arc<AtomicBool>,
+    admin_page: TcpListener,
+    admin: Admin,
+    rules: Arc<RulesFiles>,
+    health: Health,
+    healthy_once_loaded: bool,
     threads: Vec<ServingThread>,
     /// The store, or the fallback's.
     memory: Arc<Memory>,
     metrics: Arc<Metrics>,
     shutdown_delay: Duration,
+}
+
+/// What both doors say of the server's health.
+struct Health {
+    grpc: HealthReporter,
+    http: Arc<AtomicBool>,
 }
 
 /// Why a server does not start, or stops by itself.
@@ -78,25 +88,27 @@ impl Server {
             warn!("{warning}");
         }
         let metrics = Arc::new(Metrics::new()?);
-        let rules = Arc::new(load_rules(&settings.rules, settings.load_options, &metrics)?);
+        let rules = RulesFiles::load(settings.rules.clone(), settings.load_options, Arc::clone(&metrics))?;
         let (stores, memory) = stores(&settings, &metrics)?;
         let grpc = Listener::bind("gRPC", &settings.grpc).await?;
         let http = Listener::bind("HTTP", &Address::Tcp(settings.http)).await?;
-        let metrics_page = bind_metrics_page(settings.metrics).await?;
+        let metrics_page = bind_page("metrics", settings.metrics).await?;
+        let admin_page = bind_page("admin", settings.admin).await?;
 
         // A memory store always answers: its fallback is itself.
         let fallback = memory.unwrap_or_else(|| Arc::new(Memory::new(settings.counters_max, Clock::System, metrics.store("fallback"))));
-        let (health, _) = tonic_health::server::health_reporter();
-        health.set_service_status(HEALTH_SERVICE, ServingStatus::Serving).await;
-        let serving = Arc::new(AtomicBool::new(true));
+        let policy = Fallback { policy: settings.on_store_failure, memory: Arc::clone(&fallback) };
+        let health = Health { grpc: tonic_health::server::health_reporter().0, http: Arc::default() };
+        health.set(!settings.healthy_once_loaded).await;
+        let limiter = RateLimiter::new(Arc::clone(rules.live()), admins_store(&settings, &fallback)?, policy.clone(), Arc::clone(&metrics));
         let blueprint = Blueprint {
-            rules,
-            fallback: Fallback { policy: settings.on_store_failure, memory: Arc::clone(&fallback) },
+            rules: Arc::clone(rules.live()),
+            fallback: policy,
             modes: settings.modes,
             notices: Arc::new(Notices::default()),
             metrics: Arc::clone(&metrics),
-            health: health.clone(),
-            serving: Arc::clone(&serving),
+            health: health.grpc.clone(),
+            serving: Arc::clone(&health.http),
             request_bounds: settings.request_bounds,
             reply: settings.reply.clone(),
             request_bytes_max: settings.request_bytes_max,
@@ -109,8 +121,11 @@ impl Server {
             http,
             metrics_page,
             metrics_path: settings.metrics_path,
+            admin_page,
+            admin: Admin::new(limiter, rules.status(), Arc::clone(rules.live()), Arc::clone(&metrics), settings.request_bounds),
+            rules: Arc::new(rules),
             health,
-            serving,
+            healthy_once_loaded: settings.healthy_once_loaded,
             threads,
             memory: fallback,
             metrics,
@@ -118,36 +133,36 @@ impl Server {
         })
     }
 
-    /// Serves until `shutdown` ends; then says NOT_SERVING, keeps the listeners open for the shutdown delay, and lets the
+    /// Serves until `shutdown` ends, and reads the rules files again when they change or `reload` is notified. Then says NOT_SERVING, keeps the listeners open for the shutdown delay, and lets the
     /// calls under way finish.
     ///
     /// # Errors
     /// A listener or a thread ended by itself.
-    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>, reload: Arc<Notify>) -> Result<(), ServerError> {
         let threads = Arc::new(self.threads);
         let mut doors = JoinSet::new();
         doors.spawn(listener::deal(self.grpc, Protocol::Grpc, Arc::clone(&threads)));
         doors.spawn(listener::deal(self.http, Protocol::Http, Arc::clone(&threads)));
         let mut upkeep = JoinSet::new();
         upkeep.spawn(keep_up(self.memory, Arc::clone(&self.metrics)));
-        upkeep.spawn(serve_metrics(self.metrics_page, self.metrics_path, self.metrics));
+        upkeep.spawn(serve_page(self.metrics_page, metrics_page(self.metrics_path, self.metrics)));
+        upkeep.spawn(serve_page(self.admin_page, self.admin.routes()));
+        upkeep.spawn(Arc::clone(&self.rules).keep_current(reload));
 
         tokio::select! {
             () = shutdown => {}
             _ = doors.join_next() => return Err(ServerError::Ended("a listener")),
-            _ = upkeep.join_next() => return Err(ServerError::Ended("the metrics page")),
+            _ = upkeep.join_next() => return Err(ServerError::Ended("metrics, admin or reloading")),
+            () = self.health.rise(&self.rules), if self.healthy_once_loaded => return Err(ServerError::Ended("reloading")),
             () = thread::any_ended(&threads) => return Err(ServerError::Ended("a serving thread")),
         }
-        self.serving.store(false, Ordering::Relaxed);
-        for service in ["", HEALTH_SERVICE] {
-            self.health.set_service_status(service, ServingStatus::NotServing).await;
-        }
+        self.health.set(false).await;
         info!(delay = ?self.shutdown_delay, "stopping: not serving any more, listeners stay open for the delay");
         sleep(self.shutdown_delay).await;
         doors.shutdown().await;
         // Ends the streams of those who watch it, which would hold the drain up.
         for service in ["", HEALTH_SERVICE] {
-            self.health.clear_service_status(service).await;
+            self.health.grpc.clear_service_status(service).await;
         }
         thread::drain(&threads).await;
         info!("stopped");
@@ -155,16 +170,22 @@ impl Server {
     }
 }
 
-fn load_rules(paths: &[PathBuf], options: LoadOptions, metrics: &Metrics) -> Result<LiveRules, Problems> {
-    let loaded = config::load(paths, options)?;
-    for warning in &loaded.warnings {
-        warn!("{warning}");
+impl Health {
+    async fn set(&self, serving: bool) {
+        self.http.store(serving, Ordering::Relaxed);
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", HEALTH_SERVICE] {
+            self.grpc.set_service_status(service, status).await;
+        }
     }
-    let (domains, rules) = loaded.rules.counts();
-    info!(files = loaded.files, domains, rules, hash = loaded.hash, "rules loaded");
-    metrics.rules_loaded.set(rules as f64);
-    metrics.domains_loaded.set(domains as f64);
-    Ok(LiveRules::new(loaded.rules.counted_in(metrics)))
+
+    /// Says SERVING once the rules name a domain. Ends only where no rules are loaded any more.
+    async fn rise(&self, rules: &RulesFiles) {
+        if rules.status().wait_for(|status| status.in_force.domains > 0).await.is_ok() {
+            self.set(true).await;
+            std::future::pending().await
+        }
+    }
 }
 
 /// A store for each thread; and the memory that all of them share, where that is the store. Toward Redis each has a batch
@@ -184,17 +205,32 @@ fn stores(settings: &Settings, metrics: &Metrics) -> Result<(Vec<Store>, Option<
     }
 }
 
-async fn bind_metrics_page(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    let refuse = |error| ServerError::Bind { what: "metrics", address: address.to_string(), error };
+/// A store for the admin port, which is asked from the control runtime. What it asks shows in no series.
+fn admins_store(settings: &Settings, memory: &Arc<Memory>) -> Result<Store, RedisUrlError> {
+    Ok(match &settings.store {
+        StoreSettings::Memory => Store::Memory(Arc::clone(memory)),
+        StoreSettings::Redis { url, timeout } => {
+            let options = RedisOptions { url: url.clone(), timeout: *timeout, clock: Clock::System };
+            Store::Redis(Redis::new(&options, StoreSeries::detached())?)
+        }
+    })
+}
+
+async fn bind_page(what: &'static str, address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let refuse = |error| ServerError::Bind { what, address: address.to_string(), error };
     let listener = TcpListener::bind(address).await.map_err(refuse)?;
-    info!(address = %listener.local_addr().map_err(refuse)?, "listening for metrics");
+    info!(address = %listener.local_addr().map_err(refuse)?, "listening for {what}");
     Ok(listener)
 }
 
-async fn serve_metrics(listener: TcpListener, path: String, metrics: Arc<Metrics>) {
-    let page = move || async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()) };
+fn metrics_page(path: String, metrics: Arc<Metrics>) -> Router {
+    let page = move || async move { ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], metrics.render()) };
+    Router::new().route(&path, get(page))
+}
+
+async fn serve_page(listener: TcpListener, routes: Router) {
     // It ends only with the process: axum goes on after a failed accept.
-    let _ = axum::serve(listener, Router::new().route(&path, get(page))).await;
+    let _ = axum::serve(listener, routes).await;
 }
 
 async fn keep_up(memory: Arc<Memory>, metrics: Arc<Metrics>) {

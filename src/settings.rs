@@ -40,6 +40,10 @@ pub struct ServeArgs {
     #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
     merge_domain_config: bool,
 
+    /// Say NOT_SERVING until the rules name a domain
+    #[arg(long, env = "HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    healthy_with_at_least_one_config_loaded: bool,
+
     /// Let every request pass; count and measure all the same
     #[arg(long, env = "SHADOW_MODE", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
     shadow_mode: bool,
@@ -104,6 +108,14 @@ pub struct ServeArgs {
     #[arg(long, env = "PROMETHEUS_PATH", value_name = "PATH", default_value = "/metrics")]
     prometheus_path: String,
 
+    /// Address for the admin port: what is loaded, explain, reset
+    #[arg(long, env = "DEBUG_HOST", value_name = "IP", default_value = "127.0.0.1")]
+    debug_host: String,
+
+    /// Port for admin; 0 takes a free one
+    #[arg(long, env = "DEBUG_PORT", value_name = "PORT", default_value_t = 6070)]
+    debug_port: u16,
+
     /// Where counters live: memory or redis [default: redis where REDIS_URL is set, else memory]
     #[arg(long, env = "BACKEND_TYPE", value_name = "STORE")]
     backend_type: Option<String>,
@@ -164,6 +176,9 @@ pub struct Settings {
     pub http: SocketAddr,
     pub metrics: SocketAddr,
     pub metrics_path: String,
+    pub admin: SocketAddr,
+    /// Not healthy before the rules name a domain.
+    pub healthy_once_loaded: bool,
     pub store: StoreSettings,
     pub on_store_failure: FailurePolicy,
     pub counters_max: usize,
@@ -240,7 +255,7 @@ const REFUSED: [(&str, &[&str]); 7] = [
 
 /// Settings of the reference server that change no answer. Named in one warning where they are set. (REDIS_SOCKET_TYPE and
 /// USE_PROMETHEUS need no word: REDIS_URL shows what it is, and Prometheus is always on.)
-const IGNORED: [&str; 27] = [
+const IGNORED: [&str; 24] = [
     "USE_STATSD",
     "USE_DOG_STATSD",
     "STATSD_HOST",
@@ -250,8 +265,6 @@ const IGNORED: [&str; 27] = [
     "PROMETHEUS_MAPPER_YAML",
     "PROMETHEUS_RESPONSE_TIME_AS_MILLISECONDS",
     "FORCE_START_WITHOUT_INITIAL_CONFIG",
-    "DEBUG_HOST",
-    "DEBUG_PORT",
     "GRPC_MAX_CONNECTION_AGE",
     "GRPC_MAX_CONNECTION_AGE_GRACE",
     "RUNTIME_IGNOREDOTFILES",
@@ -265,7 +278,6 @@ const IGNORED: [&str; 27] = [
     "REDIS_PIPELINE_LIMIT",
     "REDIS_CLUSTER_PIPELINE_PARALLELISM",
     "REDIS_HEALTH_CHECK_ACTIVE_CONNECTION",
-    "HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED",
     "TRACING_ENABLED",
     "MEMCACHE_HOST_PORT",
 ];
@@ -293,6 +305,9 @@ impl ServeArgs {
             http: address("HOST", &self.host, self.port)?,
             metrics: prometheus_address(&self.prometheus_addr)?,
             metrics_path: prometheus_path(&self.prometheus_path)?,
+            // Unlike the other addresses, an empty one is loopback as well: whoever reaches this port can clear counters.
+            admin: address("DEBUG_HOST", if self.debug_host.is_empty() { "127.0.0.1" } else { &self.debug_host }, self.debug_port)?,
+            healthy_once_loaded: self.healthy_with_at_least_one_config_loaded,
             store,
             load_options: LoadOptions { merge_domains: self.merge_domain_config },
             modes: Modes { shadow: self.shadow_mode, quota: self.quota_mode, near_limit_ratio: self.near_limit_ratio },
@@ -499,8 +514,8 @@ mod tests {
     fn settings_of_the_reference_server_are_never_passed_over_in_silence() {
         assert!(settle(&[], &[("REDIS_TLS", "true")]).unwrap_err().to_string().contains("REDIS_TLS"));
         assert!(settle(&[], &[("REDIS_TLS", "False"), ("REDIS_TYPE", "single"), ("REDIS_AUTH", "")]).unwrap().warnings.is_empty());
-        let warnings = settle(&[], &[("USE_STATSD", "true"), ("DEBUG_PORT", "6070")]).unwrap().warnings;
-        assert_eq!(warnings, ["set, but without effect here: USE_STATSD, DEBUG_PORT"]);
+        let warnings = settle(&[], &[("USE_STATSD", "true"), ("EXTRA_TAGS", "a:b")]).unwrap().warnings;
+        assert_eq!(warnings, ["set, but without effect here: USE_STATSD, EXTRA_TAGS"]);
     }
 
     #[test]
@@ -508,6 +523,7 @@ mod tests {
         let settings = settle(&["--prometheus-addr", "127.0.0.1:1", "--host", "::1", "--grpc-host", ""], &[]).unwrap();
         assert_eq!((settings.metrics.to_string(), settings.http.to_string()), ("127.0.0.1:1".into(), "[::1]:8080".into()));
         assert_eq!(settings.grpc, Address::Tcp("0.0.0.0:8081".parse().unwrap()));
+        assert_eq!(settle(&["--debug-host", ""], &[]).unwrap().admin, "127.0.0.1:6070".parse().unwrap());
         assert!(settle(&["--prometheus-addr", "9090"], &[]).is_err());
         assert!(settle(&["--host", "example.com"], &[]).is_err());
     }

@@ -72,7 +72,7 @@ fn check(args: &CheckArgs) -> Outcome {
     match config::load(&args.paths, LoadOptions { merge_domains: args.merge_domain_config }) {
         Ok(loaded) => {
             let (domains, rules) = loaded.rules.counts();
-            let summary = Summary { files: loaded.files, domains, rules, hash: loaded.hash };
+            let summary = Summary { files: loaded.files.len(), domains, rules, hash: loaded.hash };
             let ok = !args.strict || loaded.warnings.is_empty();
             Outcome { errors: Vec::new(), warnings: loaded.warnings, loaded: Some(summary), ok }
         }

@@ -1,8 +1,11 @@
-//! `ratelimitd serve`: starts the log, binds the server, and runs it until SIGINT, SIGTERM or SIGHUP.
+//! `ratelimitd serve`: starts the log, binds the server, and runs it until SIGINT or SIGTERM.
+//! SIGHUP has it read its rules files again.
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tracing::Level;
 
 use crate::server::{Server, ServerError};
@@ -22,13 +25,20 @@ pub fn run(args: ServeArgs) -> Result<(), ServeError> {
     let (level, format) = args.log();
     start_log(level, format);
     let settings = args.settle(|name| std::env::var(name).ok())?;
-    // The control runtime: accepting, metrics, sweeps. Requests have runtimes of their own.
+    // The control runtime: accepting, metrics, admin, reloads, sweeps. Requests have runtimes of their own.
     let control = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
     control.block_on(async {
         let mut stop = Vec::new();
-        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
             stop.push(signal(kind)?);
         }
+        let (mut hangups, reload) = (signal(SignalKind::hangup())?, Arc::new(Notify::new()));
+        let asked = Arc::clone(&reload);
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                asked.notify_one();
+            }
+        });
         let shutdown = async move {
             std::future::poll_fn(|cx| {
                 let any = stop.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
@@ -36,7 +46,7 @@ pub fn run(args: ServeArgs) -> Result<(), ServeError> {
             })
             .await;
         };
-        Ok(Server::bind(settings).await?.run(shutdown).await?)
+        Ok(Server::bind(settings).await?.run(shutdown, reload).await?)
     })
 }
 

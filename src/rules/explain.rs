@@ -199,7 +199,8 @@ impl fmt::Display for Outcome<'_> {
 
 impl fmt::Display for ExplainedLimit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Algorithm::SlidingWindowLog { log_entries } = self.counter.algorithm;
+        let algorithm = self.counter.algorithm;
+        let Algorithm::SlidingWindowLog { log_entries } = algorithm;
         let name = self.name.map_or_else(String::new, |name| format!(" \"{name}\""));
         let kind = match self.kind {
             Kind::Enforce => "",
@@ -208,7 +209,7 @@ impl fmt::Display for ExplainedLimit<'_> {
             Kind::QuotaShadow => ", a quota in shadow mode",
         };
         writeln!(f, "  limit{name} {} per {}{kind}", self.limit.get(), self.counter.window)?;
-        writeln!(f, "     algorithm sliding_window_log, {} entries", log_entries.get())?;
+        writeln!(f, "     algorithm {}, {} entries", algorithm.as_str(), log_entries.get())?;
         writeln!(f, "     action    {}", self.counter.action)?;
         writeln!(f, "     client    {:?}", self.counter.client)?;
         if let Some(key) = &self.key {

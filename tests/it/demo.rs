@@ -45,6 +45,7 @@ impl Started {
         command.args(start.args.iter().map(|arg| if arg == "/config" { rules.as_os_str() } else { arg.as_ref() }));
         command.args(["--log-format", "json", "--grpc-host", "127.0.0.1", "--grpc-port", "0"]);
         command.args(["--host", "127.0.0.1", "--port", "0", "--prometheus-addr", "127.0.0.1:0"]);
+        command.args(["--debug-host", "127.0.0.1", "--debug-port", "0"]);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (stderr, (line, lines)) = (child.stderr.take().unwrap(), mpsc::channel());
         thread::spawn(move || {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module's layer.
-const LAYERS: [(&str, u32); 14] = [
+const LAYERS: [(&str, u32); 15] = [
     ("limit", 0),
     ("descriptor", 1),
     ("hit", 1),
@@ -15,6 +15,7 @@ const LAYERS: [(&str, u32); 14] = [
     ("config", 3),
     ("grpc", 4),
     ("http", 4),
+    ("admin", 4),
     ("settings", 5),
     ("server", 6),
     ("cli", 7),

@@ -1,6 +1,7 @@
 //! All integration tests in one binary, an area a file. `./tests/run` installs what they need.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is the report")]
 
+mod admin;
 mod bad_input;
 mod concurrency;
 mod demo;
@@ -17,5 +18,6 @@ mod policies;
 mod process;
 mod random;
 mod reference;
+mod reload;
 mod support;
 mod tools;

@@ -42,6 +42,7 @@ impl Ratelimitd {
             command.args(["--grpc-host", "127.0.0.1", "--grpc-port", "0"]);
         }
         command.args(["--host", "127.0.0.1", "--port", "0", "--prometheus-addr", "127.0.0.1:0"]);
+        command.args(["--debug-host", "127.0.0.1", "--debug-port", "0"]);
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Log::default());
         let (stderr, writer) = (child.stderr.take().unwrap(), Arc::clone(&log));
@@ -82,6 +83,10 @@ impl Ratelimitd {
 
     pub fn metrics(&self) -> SocketAddr {
         self.address("listening for metrics").parse().unwrap()
+    }
+
+    pub fn admin(&self) -> SocketAddr {
+        self.address("listening for admin").parse().unwrap()
     }
 
     pub fn pid(&self) -> u32 {

@@ -1,0 +1,216 @@
+//! Rules files kept in force: loaded at start, and again whenever they change or somebody asks. First load and reload are one
+//! path, but that a reload which is refused leaves the old rules as they are. What became of the last loads is kept for
+//! whoever wants to tell it. `config/watch/places.rs` knows where to look for changes; the limiters see [`LiveRules`] only.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+mod places;
+
+use super::{Found, LoadOptions, Loaded, Problem, Problems, compile, hash, unplaced};
+use crate::metrics::Metrics;
+use crate::rules::{LiveRules, Rules};
+use places::Watch;
+
+/// The files that the rules in force come from.
+pub struct RulesFiles {
+    paths: Vec<PathBuf>,
+    options: LoadOptions,
+    live: Arc<LiveRules>,
+    metrics: Arc<Metrics>,
+    status: watch::Sender<LoadStatus>,
+}
+
+/// What became of the loads so far.
+#[derive(Clone, Debug)]
+pub struct LoadStatus {
+    pub in_force: InForce,
+    /// Some while the newest files were refused.
+    pub refused: Option<Refused>,
+}
+
+/// The last load that went well.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    pub files: Vec<PathBuf>,
+    pub hash: String,
+    pub since: SystemTime,
+    pub domains: usize,
+    pub rules: usize,
+    pub warnings: Vec<Problem>,
+    /// The hash of all that was read, files that hold no rules included.
+    fingerprint: String,
+    /// Folders that held no rules file.
+    empty: Vec<PathBuf>,
+}
+
+/// A load that was refused.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub problems: Problems,
+    pub at: SystemTime,
+}
+
+/// Why the files are read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Asked,
+    Changed,
+    Reread,
+}
+
+/// A change is often several: files are read once nothing more has happened for so long.
+const QUIET: Duration = Duration::from_millis(30);
+
+/// Files that never come to rest are read all the same after so long.
+const QUIET_WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// The files are read again after so long, whatever was heard: network and FUSE file systems tell nothing of what others
+/// write there, and watches run out (fs.inotify.max_user_watches). Unchanged files cost their reading and hashing.
+const REREAD: Duration = Duration::from_secs(5);
+
+/// Problems, and warnings, of one load that go to the log; all of them are in [`LoadStatus`].
+const LOGGED_MAX: usize = 100;
+
+impl RulesFiles {
+    /// The first load.
+    ///
+    /// # Errors
+    /// Every problem of every file.
+    pub fn load(paths: Vec<PathBuf>, options: LoadOptions, metrics: Arc<Metrics>) -> Result<Self, Problems> {
+        let found = Found::at(&paths);
+        let fingerprint = found.fingerprint();
+        let (rules, in_force) = accept(compile(found, options)?, fingerprint, &metrics);
+        let status = watch::Sender::new(LoadStatus { in_force, refused: None });
+        Ok(Self { paths, options, live: Arc::new(LiveRules::new(rules)), metrics, status })
+    }
+
+    pub fn live(&self) -> &Arc<LiveRules> {
+        &self.live
+    }
+
+    /// What became of the loads so far; it can be waited for.
+    pub fn status(&self) -> watch::Receiver<LoadStatus> {
+        self.status.subscribe()
+    }
+
+    /// Reads the files again whenever they change, and when `asked` is notified. Never ends. To be run once, in a runtime
+    /// with threads for blocking work.
+    pub async fn keep_current(self: Arc<Self>, asked: Arc<Notify>) {
+        let changed = Arc::new(Notify::new());
+        let mut watched = Watch::default();
+        // What changed since the first load, when nobody watched.
+        let mut cause = Cause::Changed;
+        loop {
+            let (files, notified) = (Arc::clone(&self), Arc::clone(&changed));
+            let load = move || {
+                // Watched before they are read, so that no change falls between; and anew each time, since a folder that
+                // was replaced is another one under the old name.
+                let watch = Watch::over(&files.paths, notified);
+                files.reload(cause);
+                watch
+            };
+            match spawn_blocking(load).await {
+                Ok(watch) => watched.give_way_to(watch),
+                Err(error) => {
+                    self.metrics.rules_stale.set(1.0);
+                    error!(%error, "the rules files can't be read: this is a bug, and the old rules stay in force");
+                }
+            }
+            cause = tokio::select! {
+                () = asked.notified() => Cause::Asked,
+                () = changed.notified() => {
+                    let quiet = async { while timeout(QUIET, changed.notified()).await.is_ok() {} };
+                    // Either way it is time.
+                    let _ = timeout(QUIET_WAIT_MAX, quiet).await;
+                    Cause::Changed
+                }
+                () = sleep(REREAD) => Cause::Reread,
+            };
+        }
+    }
+
+    fn reload(&self, cause: Cause) {
+        let found = Found::at(&self.paths);
+        let fingerprint = found.fingerprint();
+        let (same, empty) = {
+            let in_force = &self.status.borrow().in_force;
+            (in_force.fingerprint == fingerprint, in_force.empty.clone())
+        };
+        if same && found.problems.is_empty() {
+            return self.stand(cause);
+        }
+        match compile(found, self.options).and_then(|loaded| refuse_emptied(loaded, &empty)) {
+            Ok(loaded) => {
+                let (rules, in_force) = accept(loaded, fingerprint, &self.metrics);
+                self.live.replace(rules);
+                self.status.send_replace(LoadStatus { in_force, refused: None });
+            }
+            Err(problems) => self.refuse(problems, cause),
+        }
+    }
+
+    /// The files are those that are in force.
+    fn stand(&self, cause: Cause) {
+        let mended = self.status.borrow().refused.is_some();
+        if mended {
+            self.metrics.rules_stale.set(0.0);
+            self.status.send_modify(|status| status.refused = None);
+        }
+        if mended || cause == Cause::Asked {
+            self.metrics.load_successes.increment(1);
+            info!(hash = self.status.borrow().in_force.hash, "the rules files are those in force");
+        }
+    }
+
+    fn refuse(&self, problems: Problems, cause: Cause) {
+        let known = self.status.borrow().refused.as_ref().is_some_and(|refused| refused.problems == problems);
+        // Nobody has done anything: no load to count.
+        if known && cause == Cause::Reread {
+            return;
+        }
+        self.metrics.load_errors.increment(1);
+        self.metrics.rules_stale.set(1.0);
+        if !known {
+            problems.as_slice().iter().take(LOGGED_MAX).for_each(|problem| error!("{problem}"));
+        }
+        if !known || cause == Cause::Asked {
+            error!(problems = problems.as_slice().len(), "the rules files were refused: the old rules stay in force");
+        }
+        self.status.send_modify(|status| status.refused = Some(Refused { problems, at: SystemTime::now() }));
+    }
+}
+
+impl Found {
+    fn fingerprint(&self) -> String {
+        hash(self.sources.iter())
+    }
+}
+
+/// Tells of a load that went well.
+fn accept(loaded: Loaded, fingerprint: String, metrics: &Metrics) -> (Rules, InForce) {
+    let Loaded { rules, warnings, files, empty, hash } = loaded;
+    let ((domains, count), since) = (rules.counts(), SystemTime::now());
+    warnings.iter().take(LOGGED_MAX).for_each(|warning| warn!("{warning}"));
+    info!(files = files.len(), domains, rules = count, hash, warnings = warnings.len(), "rules loaded");
+    metrics.load_successes.increment(1);
+    metrics.rules_stale.set(0.0);
+    metrics.rules_loaded.set(count as f64);
+    metrics.domains_loaded.set(domains as f64);
+    metrics.rules_loaded_at.set(since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+    (rules.counted_in(metrics), InForce { files, hash, since, domains, rules: count, warnings, fingerprint, empty })
+}
+
+/// A folder that held rules and holds none now was most likely not meant to: nothing would be limited any more.
+fn refuse_emptied(loaded: Loaded, empty: &[PathBuf]) -> Result<Loaded, Problems> {
+    let what = "no rules file in this folder any more: put one there, or restart the server to do without";
+    let emptied = loaded.empty.iter().filter(|folder| !empty.contains(folder));
+    let problems: Vec<_> = emptied.map(|folder| unplaced(folder, what)).collect();
+    if problems.is_empty() { Ok(loaded) } else { Err(Problems { problems, warnings: loaded.warnings }) }
+}
