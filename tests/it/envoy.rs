@@ -1,4 +1,8 @@
-//! A real Envoy in front: what clients see.
+//! A real Envoy in front: what clients see; and, in the modules, what Envoy itself is told, and what it charges and gives
+//! back when a stream ends.
+
+mod charges;
+mod told;
 
 use std::net::SocketAddr;
 use std::thread;

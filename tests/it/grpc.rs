@@ -4,8 +4,12 @@ use std::time::{Duration, Instant};
 
 use distributed_rate_limiter::grpc::pb::rate_limit_descriptor::RateLimitOverride;
 use distributed_rate_limiter::grpc::pb::rate_limit_response::{Code, rate_limit::Unit};
-use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, RateLimitUnit};
+use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, RateLimitResponse, RateLimitUnit};
+use envoy_types::pb::envoy::extensions::common::ratelimit::v3 as envoys_descriptor;
+use envoy_types::pb::envoy::service::ratelimit::v3 as envoys;
+use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_service_client::RateLimitServiceClient;
 use tokio_stream::StreamExt;
+use tonic_prost::ProstCodec;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -60,6 +64,33 @@ fn an_empty_domain_or_no_descriptors_is_an_invalid_argument_that_says_which() {
     let status = refused(request("d", vec![]));
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     assert!(status.message().contains("descriptor list must not be empty"), "{status}");
+}
+
+#[test]
+fn a_client_that_was_generated_from_envoys_files_is_served() {
+    let (_server, client) = start();
+    let entries = vec![envoys_descriptor::rate_limit_descriptor::Entry { key: "one".into(), value: "a".into() }];
+    let descriptors = vec![envoys_descriptor::RateLimitDescriptor { entries, ..Default::default() }];
+    let asked = envoys::RateLimitRequest { domain: "d".into(), descriptors, hits_addend: 0 };
+    let mut generated = RateLimitServiceClient::new(client.channel.clone());
+    for expected in [Code::Ok, Code::OverLimit] {
+        let answer = client.runtime.block_on(generated.should_rate_limit(asked.clone())).unwrap().into_inner();
+        assert_eq!((answer.overall_code, answer.statuses[0].code), (expected as i32, expected as i32));
+        assert_eq!(answer.statuses[0].current_limit.as_ref().unwrap().name, "single");
+    }
+}
+
+#[test]
+fn a_method_that_the_service_does_not_have_is_unimplemented() {
+    let (_server, client) = start();
+    let path = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimits".parse().unwrap();
+    let asked = tonic::Request::new(ask(vec![descriptor(&[("one", "a")])]));
+    let status = client.runtime.block_on(async {
+        let mut grpc = tonic::client::Grpc::new(client.channel.clone());
+        grpc.ready().await.unwrap();
+        grpc.unary::<_, RateLimitResponse, _>(asked, path, ProstCodec::default()).await.unwrap_err()
+    });
+    assert_eq!(status.code(), tonic::Code::Unimplemented, "{status}");
 }
 
 #[test]

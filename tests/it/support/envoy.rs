@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -45,6 +45,8 @@ impl Envoy {
         std::fs::write(&path, edit(config)).unwrap();
         let log = std::fs::File::create(folder.join("log")).unwrap();
         let mut command = Command::new(binary());
+        // Else a line of the access log is in its file ten seconds late.
+        command.args(["--file-flush-interval-msec", "20"]);
         command.args(["--use-dynamic-base-id", "--concurrency", "2", "--log-level", "warning", "-c"]).arg(path);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         // Envoy dies with the thread that spawned it, so that thread lives as long as Envoy should.
@@ -67,7 +69,7 @@ impl Envoy {
         line.map_or(0, |(_, value)| value.trim().parse().unwrap())
     }
 
-    fn wait_until_ready(&self, folder: &std::path::Path) {
+    fn wait_until_ready(&self, folder: &Path) {
         let deadline = Instant::now() + DEADLINE;
         let healthy = |body: &str| {
             body.lines().filter(|line| line.contains("ratelimitd") && line.contains("::health_flags::")).collect::<Vec<_>>().join("\n")
@@ -102,7 +104,29 @@ pub fn binary() -> PathBuf {
     envoy
 }
 
-/// An upstream that answers 200 to everything, for as long as the test process lives.
+/// Replaces the example's descriptors by these: each a RateLimit of Envoy's route configuration, on one line. They stand
+/// in a RateLimitPerRoute, the one place for `hits_addend` and for charges on stream done.
+pub fn with_rate_limits(config: &str, rate_limits: &[&str]) -> String {
+    let (before, rest) = config.split_once("              rate_limits:\n").expect("the example's descriptors");
+    let (_, after) = rest.split_once("\n  clusters:\n").expect("what comes after the listener");
+    let per_route = "type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute";
+    let config = format!("{{\"@type\": {per_route}, rate_limits: [{}]}}", rate_limits.join(", "));
+    format!("{before}              typed_per_filter_config: {{envoy.filters.http.ratelimit: {config}}}\n\n  clusters:\n{after}")
+}
+
+/// Has Envoy write a line of this format for each request.
+pub fn with_access_log(config: &str, path: &Path, format: &str) -> String {
+    let before = "          http_filters:\n";
+    assert_eq!(config.matches(before).count(), 1);
+    let file_log = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
+    let text = format!("{{text_format_source: {{inline_string: \"{format}\\n\"}}}}");
+    let config_of_log = format!("{{\"@type\": {file_log}, path: {}, log_format: {text}}}", path.display());
+    let log = format!("          access_log: [{{name: envoy.access_loggers.file, typed_config: {config_of_log}}}]\n");
+    config.replace(before, &format!("{log}{before}"))
+}
+
+/// An upstream that answers 200 to everything, for as long as the test process lives. A request's header
+/// `x-reply: name=value` asks for that header in the answer.
 pub fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -123,8 +147,11 @@ fn answer_all(mut stream: std::net::TcpStream) {
         received.extend_from_slice(&piece[..length]);
         // Requests without a body, one after the other.
         while let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") {
-            received.drain(..end + 4);
-            if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n").is_err() {
+            let head: Vec<u8> = received.drain(..end + 4).collect();
+            let head = String::from_utf8_lossy(&head);
+            let replies = head.lines().filter_map(|line| line.strip_prefix("x-reply: ")?.split_once('='));
+            let headers: String = replies.map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            if stream.write_all(format!("HTTP/1.1 200 OK\r\n{headers}content-length: 3\r\n\r\nok\n").as_bytes()).is_err() {
                 return;
             }
         }
