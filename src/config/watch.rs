@@ -57,11 +57,13 @@ pub struct Refused {
     pub at: SystemTime,
 }
 
-/// Why the files are read again.
+/// Why the files are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
+    Start,
     Asked,
     Changed,
+    /// Nobody said that they have changed.
     Reread,
 }
 
@@ -86,7 +88,9 @@ impl RulesFiles {
     pub fn load(paths: Vec<PathBuf>, options: LoadOptions, metrics: Arc<Metrics>) -> Result<Self, Problems> {
         let found = Found::at(&paths);
         let fingerprint = found.fingerprint();
-        let (rules, in_force) = accept(compile(found, options)?, fingerprint, &metrics);
+        let (rules, in_force) = InForce::of(compile(found, options)?, fingerprint);
+        let rules = rules.counted_in(&metrics);
+        in_force.tell(Cause::Start, &metrics);
         let status = watch::Sender::new(LoadStatus { in_force, refused: None });
         Ok(Self { paths, options, live: Arc::new(LiveRules::new(rules)), metrics, status })
     }
@@ -148,9 +152,10 @@ impl RulesFiles {
         }
         match compile(found, self.options).and_then(|loaded| refuse_emptied(loaded, &empty)) {
             Ok(loaded) => {
-                let (rules, in_force) = accept(loaded, fingerprint, &self.metrics);
-                self.live.replace(rules);
-                self.status.send_replace(LoadStatus { in_force, refused: None });
+                let (rules, in_force) = InForce::of(loaded, fingerprint);
+                self.live.replace(rules.counted_in(&self.metrics));
+                self.status.send_replace(LoadStatus { in_force: in_force.clone(), refused: None });
+                in_force.tell(cause, &self.metrics);
             }
             Err(problems) => self.refuse(problems, cause),
         }
@@ -177,13 +182,48 @@ impl RulesFiles {
         }
         self.metrics.load_errors.increment(1);
         self.metrics.rules_stale.set(1.0);
+        self.status.send_modify(|status| status.refused = Some(Refused { problems: problems.clone(), at: SystemTime::now() }));
         if !known {
             problems.as_slice().iter().take(LOGGED_MAX).for_each(|problem| error!("{problem}"));
         }
         if !known || cause == Cause::Asked {
-            error!(problems = problems.as_slice().len(), "the rules files were refused: the old rules stay in force");
+            error!(
+                problems = problems.as_slice().len(),
+                cause = cause.as_str(),
+                "the rules files were refused: the old rules stay in force"
+            );
         }
-        self.status.send_modify(|status| status.refused = Some(Refused { problems, at: SystemTime::now() }));
+    }
+}
+
+impl InForce {
+    fn of(loaded: Loaded, fingerprint: String) -> (Rules, Self) {
+        let Loaded { rules, warnings, files, empty, hash } = loaded;
+        let ((domains, count), since) = (rules.counts(), SystemTime::now());
+        (rules, Self { files, hash, since, domains, rules: count, warnings, fingerprint, empty })
+    }
+
+    /// Says that it is in force now.
+    fn tell(&self, cause: Cause, metrics: &Metrics) {
+        metrics.load_successes.increment(1);
+        metrics.rules_stale.set(0.0);
+        metrics.rules_loaded.set(self.rules as f64);
+        metrics.domains_loaded.set(self.domains as f64);
+        metrics.rules_loaded_at.set(self.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        self.warnings.iter().take(LOGGED_MAX).for_each(|warning| warn!("{warning}"));
+        let (files, domains, rules, hash, cause) = (self.files.len(), self.domains, self.rules, &self.hash, cause.as_str());
+        info!(files, domains, rules, hash, cause, "rules loaded");
+    }
+}
+
+impl Cause {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Asked => "asked",
+            Self::Changed => "changed",
+            Self::Reread => "reread",
+        }
     }
 }
 
@@ -191,20 +231,6 @@ impl Found {
     fn fingerprint(&self) -> String {
         hash(self.sources.iter())
     }
-}
-
-/// Tells of a load that went well.
-fn accept(loaded: Loaded, fingerprint: String, metrics: &Metrics) -> (Rules, InForce) {
-    let Loaded { rules, warnings, files, empty, hash } = loaded;
-    let ((domains, count), since) = (rules.counts(), SystemTime::now());
-    warnings.iter().take(LOGGED_MAX).for_each(|warning| warn!("{warning}"));
-    info!(files = files.len(), domains, rules = count, hash, warnings = warnings.len(), "rules loaded");
-    metrics.load_successes.increment(1);
-    metrics.rules_stale.set(0.0);
-    metrics.rules_loaded.set(count as f64);
-    metrics.domains_loaded.set(domains as f64);
-    metrics.rules_loaded_at.set(since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
-    (rules.counted_in(metrics), InForce { files, hash, since, domains, rules: count, warnings, fingerprint, empty })
 }
 
 /// A folder that held rules and holds none now was most likely not meant to: nothing would be limited any more.

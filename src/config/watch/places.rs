@@ -24,7 +24,7 @@ pub(super) struct Watch {
 }
 
 /// Where a change concerns the rules.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 struct Places {
     /// Names that may be replaced.
     names: HashSet<PathBuf>,
@@ -41,14 +41,14 @@ const FOLDERS_MAX: usize = 1_024;
 impl Watch {
     /// Notifies `changed` of every change that may concern what these paths hold.
     pub fn over(paths: &[PathBuf], changed: Arc<Notify>) -> Self {
-        let places = Places::of(paths);
-        let watched = places.watched();
+        let places = Arc::new(Places::of(paths));
+        let (known, notified) = (Arc::clone(&places), Arc::clone(&changed));
         let tell = move |event: notify::Result<Event>| match event {
-            Ok(event) if !places.concerned_by(&event) => {}
-            Ok(_) => changed.notify_one(),
+            Ok(event) if !known.concerned_by(&event) => {}
+            Ok(_) => notified.notify_one(),
             Err(error) => {
                 warn!(%error, "watching the rules files failed: they are read again");
-                changed.notify_one();
+                notified.notify_one();
             }
         };
         let mut watcher = match notify::recommended_watcher(tell) {
@@ -56,10 +56,14 @@ impl Watch {
             Err(error) => return Self { _watcher: None, failure: Some(error.to_string()) },
         };
         let mut failure = None;
-        for folder in watched {
+        for folder in places.watched() {
             if let Err(error) = watcher.watch(&folder, RecursiveMode::NonRecursive) {
                 failure.get_or_insert_with(|| format!("{}: {error}", folder.display()));
             }
+        }
+        // What moved before its watch was set was not seen.
+        if Places::of(paths) != *places {
+            changed.notify_one();
         }
         Self { _watcher: Some(watcher), failure }
     }

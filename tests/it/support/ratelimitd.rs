@@ -103,7 +103,7 @@ impl Ratelimitd {
         let deadline = Instant::now() + DEADLINE;
         let mut lines = self.log.lines.lock().unwrap();
         loop {
-            if let Some(line) = lines.iter().find(|line| line["message"].as_str().is_some_and(|message| message.contains(text))) {
+            if let Some(line) = lines.iter().find(|line| says(line, text)) {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -113,7 +113,26 @@ impl Ratelimitd {
         }
     }
 
-    /// Sends a signal: "TERM", "INT", "KILL", "STOP".
+    /// Waits until so many lines have a message that holds the text, and gives the last of them.
+    pub fn wait_for_logs(&self, text: &str, count: usize) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        let mut lines = self.log.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().filter(|line| says(line, text)).nth(count - 1) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "fewer than {count} log lines say `{text}`: {lines:#?}");
+            lines = self.log.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// How many lines have a message that holds the text, so far.
+    pub fn logs(&self, text: &str) -> usize {
+        self.log.lines.lock().unwrap().iter().filter(|line| says(line, text)).count()
+    }
+
+    /// Sends a signal: "TERM", "INT", "HUP", "KILL", "STOP".
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();
         assert!(sent.success());
@@ -144,6 +163,10 @@ impl Drop for Ratelimitd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn says(line: &Value, text: &str) -> bool {
+    line["message"].as_str().is_some_and(|message| message.contains(text))
 }
 
 /// Writes a rules file of that text and gives its path.
