@@ -75,7 +75,7 @@ fn print(text: &str) {
     let _ = io::stdout().lock().write_all(text.as_bytes());
 }
 
-/// One line for a mistake; the whole text for `--help` and `--version`.
+/// One line for a mistake, what is missing or possible included; the whole text for `--help` and `--version`.
 fn refuse(error: &clap::Error) -> ExitCode {
     if let ErrorKind::DisplayHelp | ErrorKind::DisplayVersion = error.kind() {
         // Nobody reads the help on a closed pipe.
@@ -83,7 +83,9 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
-    let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    let what: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let what = what.join(" ");
+    let what = what.trim_start_matches("error: ");
     eprintln!("ratelimitd: {what} (see ratelimitd --help)");
     ExitCode::from(USAGE)
 }

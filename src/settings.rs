@@ -438,7 +438,7 @@ fn headers_format(text: &str) -> Result<HeadersFormat, String> {
 }
 
 /// As Go reads booleans, in which the reference server's settings are written; an empty one is as good as unset.
-fn boolean(text: &str) -> Result<bool, String> {
+pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::config::{self, LoadOptions, Problem};
+use crate::settings::boolean;
 
 /// What to check, and how to tell.
 #[derive(Args)]
@@ -24,7 +25,7 @@ pub struct CheckArgs {
     format: Format,
 
     /// Put the rules of several files with the same domain together
-    #[arg(long)]
+    #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_parser = boolean)]
     merge_domain_config: bool,
 
     /// Print the JSON Schema of rules files instead

@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::config::{self, LoadOptions, Problems};
 use crate::descriptor::{Descriptor, Entry, Request, RequestBounds, RequestError};
+use crate::settings::boolean;
 use crate::store::key_of;
 
 /// Which rules, and the request to explain.
@@ -17,7 +18,7 @@ pub struct ExplainArgs {
     config: Vec<PathBuf>,
 
     /// Put the rules of several files with the same domain together
-    #[arg(long)]
+    #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_parser = boolean)]
     merge_domain_config: bool,
 
     /// The domain that Envoy sends

@@ -1,6 +1,7 @@
 //! `ratelimitd test`: runs tests of rules (`config::scenario` says how they are written) on counters in memory and on time that is
 //! stepped, never waited for. Each test has counters of its own.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::grpc::pb::rate_limit_response::{Code, DescriptorStatus};
 use crate::grpc::{self, LimitHeaders, ReplyOptions};
 use crate::hit::FailurePolicy;
 use crate::limit::{Micros, Window};
-use crate::limiter::{Decision, Fallback, RateLimiter};
+use crate::limiter::{Decision, Fallback, RateLimiter, whole_seconds};
 use crate::metrics::{Metrics, StoreSeries};
 use crate::rules::LiveRules;
 use crate::store::{Clock, Memory, SteppedClock, Store};
@@ -30,6 +31,9 @@ pub struct TestArgs {
 
 /// Where every timeline starts: the beginning of a day, an hour and a minute.
 const START: u64 = 20_000 * Window::DAY.micros();
+
+/// What is got where nothing came.
+const NONE: &str = "none";
 
 /// Counters of one test.
 const COUNTERS_MAX: usize = 1_000_000;
@@ -126,30 +130,32 @@ struct Difference {
     got: String,
 }
 
-/// What a step expected and did not get. Numbers are compared where it is the last of its turns.
+/// What a step expected and did not get. Numbers change with every turn, so they are compared in the last alone.
 fn differences(step: &Step, decision: &Decision, last: bool) -> Vec<Difference> {
     let options = ReplyOptions { headers: Some(LimitHeaders::plain()), dynamic_metadata: false };
     let reply = grpc::encode(&step.request, decision, &options);
     let Expected { over, rule, remaining, reset, headers, statuses } = &step.expected;
     let mut found = Differences(Vec::new());
     found.compare("the answer", over.map(code), code(!decision.admitted));
-    if !last {
-        return found.0;
-    }
     let deciding = decision.deciding();
     let at = deciding.and_then(|deciding| decision.statuses.iter().position(|status| std::ptr::eq(status, deciding)));
     let sent = at.and_then(|at| reply.statuses.get(at));
-    found.compare("the rule", rule.clone(), deciding.and_then(|status| status.rule.as_deref()).unwrap_or("none").to_owned());
-    found.compare("remaining", *remaining, sent.map_or(0, |status| status.limit_remaining.into()));
-    found.compare("reset", reset.map(seconds), sent.map_or(0, reset_of));
-    for (name, value) in headers {
+    let numbers = |remaining: Option<u64>, reset: Option<Duration>| {
+        (remaining.filter(|_| last).map(|hits| hits.to_string()), reset.filter(|_| last).map(|reset| seconds(whole_seconds(reset, false))))
+    };
+    found.compare("the rule", rule.clone(), deciding.and_then(|status| status.rule.as_deref()).unwrap_or(NONE).to_owned());
+    let (remaining, reset) = numbers(*remaining, *reset);
+    found.compare("remaining", remaining, sent.map_or_else(|| NONE.to_owned(), remaining_of));
+    found.compare("reset", reset, sent.map_or_else(|| NONE.to_owned(), reset_of));
+    for (name, value) in headers.iter().filter(|_| last) {
         found.compare(&format!("the header {name}"), Some(value.clone()), header(&reply, name));
     }
     for (number, (expected, sent)) in statuses.iter().zip(&reply.statuses).enumerate() {
         let of = |what: &str| format!("{what} of descriptor {}", number + 1);
         found.compare(&of("the code"), expected.over.map(code), code(sent.code == Code::OverLimit as i32));
-        found.compare(&of("remaining"), expected.remaining, sent.limit_remaining.into());
-        found.compare(&of("reset"), expected.reset.map(seconds), reset_of(sent));
+        let (remaining, reset) = numbers(expected.remaining, expected.reset);
+        found.compare(&of("remaining"), remaining, remaining_of(sent));
+        found.compare(&of("reset"), reset, reset_of(sent));
         let name = sent.current_limit.as_ref().map_or("", |limit| &limit.name).to_owned();
         found.compare(&of("the limit's name"), expected.name.clone(), name);
     }
@@ -159,32 +165,36 @@ fn differences(step: &Step, decision: &Decision, last: bool) -> Vec<Difference> 
 struct Differences(Vec<Difference>);
 
 impl Differences {
-    fn compare<T: PartialEq + std::fmt::Display>(&mut self, what: &str, expected: Option<T>, got: T) {
+    fn compare<T: PartialEq + Display>(&mut self, what: &str, expected: Option<T>, got: T) {
         if let Some(expected) = expected.filter(|expected| *expected != got) {
             self.0.push(Difference { what: what.to_owned(), expected: expected.to_string(), got: got.to_string() });
         }
     }
 }
 
-/// At most so many that the start can be added.
 fn micros(at: Duration) -> u64 {
-    u64::try_from(at.as_micros()).unwrap_or(u64::MAX).min(u64::MAX - START)
+    u64::try_from(at.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn code(over: bool) -> &'static str {
     if over { "OVER_LIMIT" } else { "OK" }
 }
 
-/// Whole seconds, rounded up, as they are sent.
-fn seconds(reset: Duration) -> i64 {
-    i64::try_from(reset.as_millis().div_ceil(1_000)).unwrap_or(i64::MAX)
+/// Where nothing limits a descriptor, 0 is sent. It must not pass for "nothing left": a misspelled key would go unseen.
+fn remaining_of(status: &DescriptorStatus) -> String {
+    let told = status.current_limit.is_some() || status.limit_remaining > 0;
+    if told { status.limit_remaining.to_string() } else { NONE.to_owned() }
 }
 
-fn reset_of(status: &DescriptorStatus) -> i64 {
-    status.duration_until_reset.as_ref().map_or(0, |duration| duration.seconds)
+fn reset_of(status: &DescriptorStatus) -> String {
+    status.duration_until_reset.as_ref().map_or_else(|| NONE.to_owned(), |duration| seconds(duration.seconds))
+}
+
+fn seconds(count: impl Display) -> String {
+    format!("{count}s")
 }
 
 fn header(reply: &RateLimitResponse, name: &str) -> String {
     let header = reply.response_headers_to_add.iter().find(|header| header.key.eq_ignore_ascii_case(name));
-    header.map_or_else(|| "none".to_owned(), |header| header.value.clone())
+    header.map_or_else(|| NONE.to_owned(), |header| header.value.clone())
 }

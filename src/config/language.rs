@@ -185,8 +185,10 @@ impl<'n> Fields<'n> {
 
 impl Reader<'_, '_> {
     fn file(mut self, root: &Node) -> Option<Described> {
-        if is_for_another_reader(root) && has(root, "tests") {
-            self.report.problem(root.place, "this is a test of rules: run `ratelimitd test FILE`");
+        if is_for_another_reader(root) {
+            let test = "this is a test of rules: run `ratelimitd test FILE`";
+            let schema = "this is a JSON Schema and no rules file: name the rules alone";
+            self.report.problem(root.place, if has(root, "tests") { test } else { schema });
             return None;
         }
         let fields = self.fields(root, "a rules file", File)?;

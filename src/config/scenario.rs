@@ -8,12 +8,12 @@
 //!     domain: api
 //!     steps:
 //!       - at: 0s                        # from the timeline's start; without it, at the time of the step before
-//!         times: 5                      # once, without it; what is expected holds for each, numbers for the last
+//!         times: 5                      # once, without it; what is expected holds for each, numbers and headers for the last
 //!         request: {client: alice}      # one descriptor: its entries, in order
 //!         expect: OK
 //!       - request: {client: alice}
 //!         expect: OVER_LIMIT
-//!         rule: client                  # the path of the rule that decided
+//!         rule: client                  # the path of the rule that decided, or none
 //!         remaining: 0                  # of the limit that decided, as it is sent
 //!         reset: 10s                    # likewise, rounded up to whole seconds
 //!         headers: {RateLimit-Limit: 5} # as LIMIT_RESPONSE_HEADERS_ENABLED adds them
@@ -23,7 +23,7 @@
 //!             - entries: [{path: /a}, {client: alice}]
 //!               hits_addend: 0          # a peek
 //!               is_negative_hits: false
-//!               limit: {unit: minute, requests_per_unit: 5}
+//!               limit: {unit: minute, unit_multiplier: 5, requests_per_unit: 100}
 //!         statuses:                     # of each descriptor; what is left out may be anything
 //!           - {code: OK, remaining: 5, reset: 0s, name: per client}
 //! ```
@@ -34,9 +34,9 @@ use std::time::Duration;
 use super::language::unit;
 use super::scalars::Known;
 use super::yaml::{self, Node, Place, Value};
-use super::{LoadOptions, Problem, Problems, Report, read};
+use super::{LoadOptions, Problem, Problems, Report, read, unplaced};
 use crate::descriptor::{Descriptor, Entry, LimitOverride, Request, RequestBounds};
-use crate::limit::{Limit, Micros, parse_duration};
+use crate::limit::{Limit, Micros, Window, parse_duration};
 
 /// A file of tests.
 pub struct Suite {
@@ -88,12 +88,16 @@ pub struct ExpectedStatus {
 /// Once, so many times at the most; a typing error must not run for ever.
 const TIMES_MAX: u64 = 1_000_000;
 
+/// How long a timeline may be: 100 years, ten times the longest window.
+const AT_MAX: Duration = Duration::from_micros(100 * Window::YEAR.micros());
+
 /// Reads a file of tests. Paths of rules in it are taken from where it lies.
 ///
 /// # Errors
 /// Every problem of the file.
 pub fn suite(file: &Path) -> Result<Suite, Problems> {
-    let text = read(file).map_err(|problem| Problems { problems: vec![problem], warnings: Vec::new() })?;
+    let text = if file.is_dir() { Err(unplaced(file, "this is a folder: name the files of tests in it")) } else { read(file) };
+    let text = text.map_err(|problem| Problems { problems: vec![problem], warnings: Vec::new() })?;
     let folder = file.parent().unwrap_or(Path::new(""));
     parse_suite(file, &text, folder)
 }
@@ -167,10 +171,14 @@ impl Reader<'_, '_> {
     }
 
     fn step(&mut self, node: &Node, domain: &str, now: &mut Duration) -> Option<Step> {
-        const KEYS: [&str; 9] = ["at", "times", "request", "expect", "rule", "remaining", "reset", "headers", "statuses"];
-        let known = self.report.known("a step", node, &KEYS)?;
+        const EXPECTED: [&str; 6] = ["expect", "rule", "remaining", "reset", "headers", "statuses"];
+        let known = self.report.known("a step", node, &[&["at", "times", "request"], &EXPECTED[..]].concat())?;
         if let Some(node) = known.get("at") {
             let at = self.duration("at", node)?;
+            if at > AT_MAX {
+                let most = Micros(AT_MAX.as_micros() as u64);
+                self.report.problem(node.place, format!("a timeline is at most {most} long: take an earlier time"));
+            }
             if at < *now {
                 self.report.problem(node.place, format!("time does not go back: the step before is at {}", Micros(now.as_micros() as u64)));
             }
@@ -178,7 +186,10 @@ impl Reader<'_, '_> {
         }
         let times = known.get("times").map_or(Some(1), |node| self.report.number("times", node, TIMES_MAX));
         let request = self.needed(node, &known, "request").and_then(|node| self.request(node, domain));
-        let descriptors = request.as_ref().map_or(0, |request| request.descriptors().len());
+        if times == Some(0) {
+            self.report.problem(node.place, "a step of 0 times asks nothing: write 1 or more, or remove it");
+        }
+        let descriptors = request.as_ref().map(|request| request.descriptors().len());
         let statuses = known.get("statuses").map(|node| self.statuses(node, descriptors)).unwrap_or_default();
         let expected = Expected {
             over: known.get("expect").and_then(|node| self.code("expect", node)),
@@ -188,11 +199,11 @@ impl Reader<'_, '_> {
             headers: known.get("headers").map(|node| self.pairs("headers", node)).unwrap_or_default(),
             statuses,
         };
-        if expected == Expected::default() {
+        if EXPECTED.iter().all(|name| known.get(name).is_none()) {
             self.report.problem(node.place, "this step expects nothing: write `expect: OK` or `expect: OVER_LIMIT`");
         }
         let Place { line, column } = node.place;
-        Some(Step { place: (line, column), at: *now, times: times?.max(1), request: request?, expected })
+        Some(Step { place: (line, column), at: *now, times: times?, request: request?, expected })
     }
 
     /// Entries in order, or the whole form, which has a list of `descriptors`.
@@ -222,18 +233,22 @@ impl Reader<'_, '_> {
     }
 
     fn carried_limit(&mut self, node: &Node) -> Option<LimitOverride> {
-        let known = self.report.known("`limit`", node, &["unit", "requests_per_unit"])?;
+        let known = self.report.known("`limit`", node, &["unit", "unit_multiplier", "requests_per_unit"])?;
         let requests = self.needed(node, &known, "requests_per_unit");
         let requests = requests.and_then(|node| self.report.number("requests_per_unit", node, u32::MAX.into()));
+        let multiplier = known.get("unit_multiplier");
+        let multiplier = multiplier.map_or(Some(1), |node| self.report.number("unit_multiplier", node, u32::MAX.into()));
         let node = self.needed(node, &known, "unit")?;
         let text = self.report.text("unit", node)?;
-        let window = self.report.judged(node, unit(&text).ok_or_else(|| format!("`{text}` is no unit: write minute, hour or so")))?;
+        let unit = self.report.judged(node, unit(&text).ok_or_else(|| format!("`{text}` is no unit: write minute, hour or so")))?;
+        let window = self.report.judged(node, Window::from_micros(unit.micros().saturating_mul(multiplier?)))?;
         Some(LimitOverride::Limit { limit: Limit::from(u32::try_from(requests?).unwrap_or(u32::MAX)), window })
     }
 
-    fn statuses(&mut self, node: &Node, descriptors: usize) -> Vec<ExpectedStatus> {
+    /// `descriptors` is how many the request has; None where that can't be said.
+    fn statuses(&mut self, node: &Node, descriptors: Option<usize>) -> Vec<ExpectedStatus> {
         let items = self.report.list("statuses", node, "write one for each descriptor").unwrap_or_default();
-        if items.len() != descriptors {
+        if let Some(descriptors) = descriptors.filter(|count| *count != items.len()) {
             let what = format!("{} statuses are expected of {descriptors} descriptors: write one for each", items.len());
             self.report.problem(node.place, what);
         }
@@ -263,7 +278,12 @@ impl Reader<'_, '_> {
             self.report.problem(node.place, format!("`{name}` is a map, not {}: write `{{KEY: VALUE}}`", node.kind()));
             return Vec::new();
         };
-        pairs.iter().filter_map(|(key, value)| Some((self.report.text("a key", key)?, self.report.text(name, value)?))).collect()
+        let mut pair = |(key, value): &(Node, Node)| {
+            let key = self.report.text("a key", key)?;
+            let value = self.report.text(&key, value)?;
+            Some((key, value))
+        };
+        pairs.iter().filter_map(&mut pair).collect()
     }
 
     fn code(&mut self, name: &str, node: &Node) -> Option<bool> {

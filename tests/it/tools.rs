@@ -32,11 +32,11 @@ fn the_tests_of_the_sample_rules_pass() {
 
 #[test]
 fn a_step_that_fails_says_where_what_was_expected_and_what_came() {
-    for kind in ["failing", "invalid"] {
+    for (kind, ends_with) in [("passing", 0), ("failing", 1), ("invalid", 1)] {
         for file in fixtures(kind) {
             let (code, said) = run(&["test", file.to_str().unwrap()]);
             let expected = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file.with_extension("expected"))).unwrap();
-            assert_eq!((code, said), (1, expected), "{}", file.display());
+            assert_eq!((code, said), (ends_with, expected), "{}", file.display());
         }
     }
 }
@@ -46,7 +46,8 @@ fn several_files_are_one_run_and_one_that_is_missing_fails_it() {
     let (code, said) = run(&["test", "config/api.test.yaml", "tests/data/rules-tests/failing/wrong-code.yaml", "no-such-file"]);
     assert_eq!(code, 1);
     assert!(said.ends_with("\n8 passed, 2 failed\n") && said.contains("no-such-file: No such file"), "{said}");
-    assert_eq!(run(&["test"]).0, 2);
+    let (code, said) = run(&["test", "config"]);
+    assert_eq!((code, said.as_str()), (1, "config: this is a folder: name the files of tests in it\n0 passed, 1 failed\n"));
 }
 
 #[test]
@@ -57,7 +58,55 @@ fn check_ends_with_0_where_the_rules_load_and_with_1_where_they_do_not() {
     assert!(code == 1 && said.ends_with("\nfailed: errors 7, warnings 0\n"), "{said}");
     assert!(said.starts_with("tests/data/rules/invalid/misspelled-key.yaml:1:1: error: "), "{said}");
     assert_eq!(run(&["check", "no-such-folder"]).0, 1);
-    assert_eq!(run(&["check"]).0, 2);
+}
+
+#[test]
+fn what_is_no_rules_file_is_passed_over_in_a_folder_and_told_when_named() {
+    for (file, place, what) in [
+        ("config/api.test.yaml", "3:1", "this is a test of rules: run `ratelimitd test FILE`"),
+        ("config/rules.schema.json", "1:1", "this is a JSON Schema and no rules file: name the rules alone"),
+    ] {
+        let (code, said) = run(&["check", file]);
+        assert_eq!((code, said), (1, format!("{file}:{place}: error: {what}\nfailed: errors 1, warnings 0\n")));
+    }
+}
+
+#[test]
+fn rules_are_merged_where_the_flag_or_the_servers_setting_says_so() {
+    let folder = scratch("check-merged");
+    for name in ["a.yaml", "b.yaml"] {
+        std::fs::write(folder.join(name), "domain: d\n").unwrap();
+    }
+    let check = |flags: &[&str], setting: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+        command.env_remove("MERGE_DOMAIN_CONFIG").envs(setting.map(|value| ("MERGE_DOMAIN_CONFIG", value)));
+        command.arg("check").args(flags).arg(&folder).output().unwrap().status.code()
+    };
+    assert_eq!(check(&[], None), Some(1));
+    assert_eq!(check(&["--merge-domain-config"], None), Some(0));
+    assert_eq!([check(&[], Some("t")), check(&[], Some("0")), check(&[], Some("maybe"))], [Some(0), Some(1), Some(2)]);
+}
+
+#[test]
+fn a_wrong_command_line_is_one_line_that_says_what_is_wrong() {
+    for (args, what) in [
+        (&["check"][..], "the following required arguments were not provided: <PATH>..."),
+        (&["test"], "the following required arguments were not provided: <FILE>..."),
+        (&["check", "--format", "xml", "config"], "invalid value 'xml' for '--format <FORMAT>' [possible values: text, json]"),
+    ] {
+        assert_eq!(run(args), (2, format!("ratelimitd: {what} (see ratelimitd --help)\n")));
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    for (args, ends_with) in [(["check", "config"], 0), (["check", "no-such-folder"], 1), (["test", "config/api.test.yaml"], 0)] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+        let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args).stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(ends_with), &b""[..]));
+    }
 }
 
 #[test]
