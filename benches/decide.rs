@@ -1,5 +1,5 @@
 //! What the parts of a decision cost, without any network: matching a request against 10 and 10,000 rules, and deciding
-//! it on the memory store with one thread and with two. Compare figures of one run only. `cargo bench --bench decide`.
+//! it on the memory store with one thread and with two, and by each algorithm. Compare figures of one run only. `cargo bench --bench decide`.
 #![allow(clippy::unwrap_used, reason = "in a benchmark a panic is the report")]
 
 use std::hint::black_box;
@@ -12,6 +12,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use distributed_rate_limiter::config::{self, LoadOptions};
 use distributed_rate_limiter::descriptor::{Descriptor, Entry, Request, RequestBounds};
 use distributed_rate_limiter::hit::FailurePolicy;
+use distributed_rate_limiter::limit::Algorithm;
 use distributed_rate_limiter::limiter::{Fallback, RateLimiter};
 use distributed_rate_limiter::metrics::Metrics;
 use distributed_rate_limiter::rules::{LiveRules, Rules};
@@ -20,8 +21,8 @@ use distributed_rate_limiter::store::{Clock, Memory, Store};
 /// Clients that take turns, so that no counter is hot.
 const CLIENTS: usize = 100_000;
 
-fn rules(count: usize) -> Rules {
-    let mut text = String::from("domain: bench\ndescriptors:\n");
+fn rules(count: usize, algorithm: Algorithm) -> Rules {
+    let mut text = format!("domain: bench\nalgorithm: {}\ndescriptors:\n", algorithm.as_str());
     for number in 0..count {
         text.push_str(&format!("- key: path\n  value: /v1/resource/{number}\n  descriptors:\n"));
         text.push_str("  - key: client\n    rate_limit: {unit: minute, requests_per_unit: 100}\n");
@@ -39,7 +40,7 @@ fn matching(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("match");
     group.throughput(Throughput::Elements(1));
     for count in [10, 10_000] {
-        let rules = rules(count);
+        let rules = rules(count, Algorithm::default());
         let requests: Vec<_> = (0..count.min(1_000)).map(|number| request(number * (count / count.min(1_000)), number)).collect();
         let mut turn = 0;
         group.bench_function(format!("{count} rules"), |bencher| {
@@ -56,10 +57,11 @@ fn deciding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide in memory");
     group.throughput(Throughput::Elements(1));
     let requests: Arc<Vec<_>> = Arc::new((0..CLIENTS).map(|client| request(0, client)).collect());
-    for threads in [1, 2] {
-        group.bench_function(format!("{threads} threads"), |bencher| {
+    let [log, bucket, fixed] = Algorithm::ALL;
+    for (threads, algorithm) in [(1, log), (2, log), (1, bucket), (1, fixed)] {
+        group.bench_function(format!("{}, {threads} threads", algorithm.as_str()), |bencher| {
             let metrics = Arc::new(Metrics::new().unwrap());
-            let rules = Arc::new(LiveRules::new(rules(10).counted_in(&metrics)));
+            let rules = Arc::new(LiveRules::new(rules(10, algorithm).counted_in(&metrics)));
             let memory = Arc::new(Memory::new(1_000_000, Clock::System, metrics.store("memory")));
             bencher.iter_custom(|rounds| {
                 // Each thread makes a half of the rounds: with two that share nothing, the time is half.

@@ -84,13 +84,15 @@ pub enum Kind {
 pub struct Tally {
     /// It did not fit.
     pub over: bool,
-    /// What the counter holds: more than the limit where denied hits count, or where the limit was lowered.
+    /// What the counter holds: more than the limit where denied hits count, or where the limit was lowered. Of a token
+    /// bucket its level, rounded up to whole hits.
     pub used: u64,
-    /// What is left of the limit, never below 0.
+    /// What is left of the limit, or of a token bucket's burst, never below 0.
     pub remaining: u64,
-    /// When within: until the oldest counted entry leaves, 0 if there is none. When over: until this cost fits, if
-    /// nobody else takes it, together with what the request's earlier hits that fitted asked of the same counter, since
-    /// all of it is asked again; the window where it never can.
+    /// When within: until a log's oldest counted entry leaves, until a token bucket has room for one hit more, 0 if they
+    /// are empty; until a fixed window ends. When over: until this cost fits, if nobody else takes it, together with
+    /// what the request's earlier hits that fitted asked of the same counter, since all of it is asked again; the window
+    /// where it never can.
     pub reset: Duration,
 }
 

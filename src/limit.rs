@@ -3,7 +3,7 @@
 //! holds one of these values need not check it again.
 
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -20,12 +20,21 @@ pub struct Window(u64);
 pub enum Algorithm {
     /// Every hit, or every tick of hits, is remembered for one window: at most `limit` in every window `(t - window, t]`.
     SlidingWindowLog { log_entries: LogEntries },
+    /// Hits fill a bucket, which drains by `limit` per window: `limit` on average, `burst` at once (None: as much as the
+    /// limit). The generic cell rate algorithm (GCRA).
+    TokenBucket { burst: Option<Burst> },
+    /// Hits are counted from each whole multiple of the window since the Unix epoch on: at most `limit` in each of these.
+    FixedWindow,
 }
 
 /// The bound on a log's entries: 2 to 100,000. A limit up to this number is exact to the microsecond; above it, hits
 /// share an entry per tick and leave at most one tick late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LogEntries(NonZeroU32);
+
+/// How many hits a token bucket holds: 1 to 10^15, and no more than 10 years refill at its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Burst(NonZeroU64);
 
 /// What one hit weighs: so many hits taken (0 is a peek: nothing is recorded), or so many given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +54,12 @@ pub enum LimitError {
     Window(u64),
     #[error("log_entries is {least} to {most}, not {0}", least = LogEntries::LEAST, most = LogEntries::MOST)]
     LogEntries(u32),
+    #[error("a burst is 1 to {most}, not {0}: a smaller one could never admit anything", most = Limit::MOST)]
+    Burst(u64),
+    #[error("a burst of {burst} takes more than 10 years to refill at {limit} per {window}: at most {most} fits")]
+    Refill { burst: u64, limit: u64, window: Window, most: u64 },
+    #[error("`{0}` is no algorithm: write one of {names}", names = Algorithm::ALL.map(Algorithm::as_str).join(", "))]
+    Algorithm(String),
     #[error("`{0}` is no duration: write whole numbers with units, such as 10s, 5m, 1h30m or 250ms (us, ms, s, m, h, d, w)")]
     Duration(String),
 }
@@ -153,11 +168,54 @@ impl LogEntries {
     }
 }
 
+impl Burst {
+    /// # Errors
+    /// 0, or above [`Limit::MOST`].
+    pub fn new(hits: u64) -> Result<Self, LimitError> {
+        match NonZeroU64::new(hits) {
+            Some(n) if hits <= Limit::MOST => Ok(Self(n)),
+            _ => Err(LimitError::Burst(hits)),
+        }
+    }
+
+    /// Hits, 1 to 10^15.
+    pub fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The same, if 10 years refill it. A limit of 0 denies everything, whatever its burst.
+    ///
+    /// # Errors
+    /// A burst that takes longer.
+    pub fn refilled_at(self, limit: Limit, window: Window) -> Result<Self, LimitError> {
+        let most = most_refilled(limit, window);
+        if limit.get() == 0 || self.get() <= most {
+            return Ok(self);
+        }
+        Err(LimitError::Refill { burst: self.get(), limit: limit.get(), window, most })
+    }
+}
+
 impl Algorithm {
-    /// Its name in rules files and settings.
+    /// Each of them, with nothing said beside its name.
+    pub const ALL: [Self; 3] =
+        [Self::SlidingWindowLog { log_entries: LogEntries::DEFAULT }, Self::TokenBucket { burst: None }, Self::FixedWindow];
+
+    /// Its name in rules files and settings. Equal names are the same algorithm, so the same counter.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SlidingWindowLog { .. } => "sliding_window_log",
+            Self::TokenBucket { .. } => "token_bucket",
+            Self::FixedWindow => "fixed_window",
+        }
+    }
+
+    /// The hits that a counter may hold with the one that is admitted: the limit, or of a token bucket its burst, but no
+    /// more than 10 years refill, and nothing under a limit of 0.
+    pub fn capacity(self, limit: Limit, window: Window) -> u64 {
+        match self {
+            Self::TokenBucket { burst: Some(burst) } => burst.get().min(most_refilled(limit, window)),
+            _ => limit.get(),
         }
     }
 }
@@ -165,6 +223,14 @@ impl Algorithm {
 impl Default for Algorithm {
     fn default() -> Self {
         Self::SlidingWindowLog { log_entries: LogEntries::DEFAULT }
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = LimitError;
+
+    fn from_str(name: &str) -> Result<Self, LimitError> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.as_str() == name).ok_or_else(|| LimitError::Algorithm(name.to_owned()))
     }
 }
 
@@ -201,6 +267,12 @@ impl Cost {
     pub fn is_refund(self) -> bool {
         matches!(self, Self::Refund(_))
     }
+}
+
+/// The most hits that flow out of a bucket in 10 years.
+fn most_refilled(limit: Limit, window: Window) -> u64 {
+    let most = u128::from(Window::LONGEST) * u128::from(limit.get()) / u128::from(window.micros());
+    u64::try_from(most).unwrap_or(u64::MAX)
 }
 
 /// Reads a duration of whole numbers with units, largest first or not: `10s`, `5m`, `1h30m`, `250ms`; `0` needs no
@@ -302,6 +374,33 @@ mod tests {
                 assert!(ticks <= u64::from(entries.get()), "{window} {entries:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_burst_is_what_ten_years_refill_at_most() {
+        let (limit, day) = (Limit::from(2), Window::DAY);
+        let burst = |hits| Burst::new(hits).unwrap();
+        assert!(Burst::new(0).is_err() && Burst::new(Limit::MOST).is_ok() && Burst::new(Limit::MOST + 1).is_err());
+        assert!(burst(7_300).refilled_at(limit, day).is_ok());
+        let error = burst(7_301).refilled_at(limit, day).unwrap_err();
+        assert_eq!(error.to_string(), "a burst of 7301 takes more than 10 years to refill at 2 per 1d: at most 7300 fits");
+        assert!(burst(5).refilled_at(Limit::from(0), day).is_ok());
+        let capacity = |algorithm: Algorithm, limit| algorithm.capacity(limit, day);
+        let bucket = |burst| Algorithm::TokenBucket { burst };
+        assert_eq!(capacity(bucket(None), limit), 2);
+        assert_eq!(capacity(bucket(Some(burst(9))), limit), 9);
+        assert_eq!(capacity(bucket(Some(burst(9_000))), limit), 7_300);
+        assert_eq!(capacity(bucket(Some(burst(9))), Limit::from(0)), 0);
+        assert_eq!(capacity(Algorithm::FixedWindow, limit), 2);
+    }
+
+    #[test]
+    fn algorithms_read_as_they_are_named() {
+        for algorithm in Algorithm::ALL {
+            assert_eq!(algorithm.as_str().parse::<Algorithm>().unwrap(), algorithm);
+        }
+        let error = "leaky_bucket".parse::<Algorithm>().unwrap_err();
+        assert_eq!(error.to_string(), "`leaky_bucket` is no algorithm: write one of sliding_window_log, token_bucket, fixed_window");
     }
 
     #[test]

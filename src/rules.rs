@@ -153,6 +153,13 @@ struct Domain {
     on_store_failure: Option<FailurePolicy>,
 }
 
+impl RateLimit {
+    /// Whether hits of one client and action add up under both.
+    pub fn shares_a_counter_with(&self, other: &Self) -> bool {
+        self.window == other.window && self.algorithm.as_str() == other.algorithm.as_str()
+    }
+}
+
 impl RuleSpec {
     /// The value where the rule fixes one, or a wildcard. Reads an empty one as left open.
     fn value(&self) -> Option<&str> {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::hit::{FailurePolicy, Kind};
-use crate::limit::{Algorithm, Limit, LogEntries, Window};
+use crate::limit::{Algorithm, Burst, Limit, LogEntries, Window};
 use crate::rules::{DomainSpec, Limits, Metadata, RateLimit, RuleSpec};
 
 use super::Report;
@@ -67,7 +67,7 @@ pub(super) enum Shape {
 use Level::{File, Limit as InLimit, Replaced, Rule};
 use Shape::{Anything, Duration, Flag, Later, MapOrMaps, Maps, Number, Text, Texts, Unit, Word};
 
-const ALGORITHMS: &[&str] = &["sliding_window_log"];
+const ALGORITHMS: &[&str] = &["sliding_window_log", "token_bucket", "fixed_window"];
 const POLICIES: &[&str] = &["local", "allow", "deny", "error"];
 pub(super) const UNIT_NAMES: &[&str] = &["second", "minute", "hour", "day", "week", "month", "year"];
 
@@ -92,8 +92,8 @@ pub(super) const KEYS: &[Key] = &[
     key("metadata", &[Rule], Anything, "Sent to Envoy as dynamic metadata where the descriptor is not over."),
     key("on_store_failure", &[File, Rule], Word(POLICIES), "Who answers while the store does not."),
     key("algorithm", &[File, Rule, InLimit], Word(ALGORITHMS), "How hits are counted."),
-    key("log_entries", &[Rule, InLimit], Number(100_000), "The most entries of a log; a limit up to this is exact to the microsecond."),
-    key("burst", &[Rule, InLimit], Later, ""),
+    key("log_entries", &[Rule, InLimit], Number(100_000), "The most entries of a sliding_window_log; a limit up to this is exact to the microsecond."),
+    key("burst", &[Rule, InLimit], Number(Limit::MOST), "How many hits a token bucket takes at once; as many as its limit without it."),
     key("lease", &[Rule, InLimit], Later, ""),
     key("unit", &[InLimit], Unit, "The window, as the reference server names it."),
     key("requests_per_unit", &[InLimit], Number(u32::MAX as u64), "How many hits the unit may hold."),
@@ -152,7 +152,8 @@ fn has(root: &Node, name: &str) -> bool {
 
 /// What a file describes; `None` where its domain cannot even be named.
 pub(super) fn domain(root: &Node, report: &mut Report<'_>) -> Option<Described> {
-    Reader { report, path: Vec::new(), lints: Lints::default(), replaced: Vec::new() }.file(root)
+    let algorithm = Some(Algorithm::default());
+    Reader { report, path: Vec::new(), lints: Lints::default(), replaced: Vec::new(), algorithm }.file(root)
 }
 
 struct Reader<'r, 'f> {
@@ -161,6 +162,18 @@ struct Reader<'r, 'f> {
     path: Vec<(String, Option<String>)>,
     lints: Lints,
     replaced: Vec<(Place, String)>,
+    /// How the domain counts; None where what it says is no algorithm.
+    algorithm: Option<Algorithm>,
+}
+
+/// How a limit counts where it does not say: as its rule or its domain does.
+#[derive(Clone, Copy)]
+struct Counting {
+    /// None where what was said is no algorithm.
+    algorithm: Option<Algorithm>,
+    log_entries: LogEntries,
+    /// And where that was said.
+    burst: Option<(Burst, Place)>,
 }
 
 /// A map's known keys. A null value is as good as none, so that `descriptors:` may be left empty.
@@ -192,7 +205,7 @@ impl Reader<'_, '_> {
             return None;
         }
         let fields = self.fields(root, "a rules file", File)?;
-        self.algorithm(&fields);
+        self.algorithm = self.algorithm(&fields, self.algorithm);
         let (rules, places) = self.rules(&fields);
         let default = self.default(&fields);
         let on_store_failure = self.on_store_failure(&fields);
@@ -215,7 +228,7 @@ impl Reader<'_, '_> {
 
     fn default(&mut self, fields: &Fields<'_>) -> Vec<RateLimit> {
         let Some(node) = fields.get("default") else { return Vec::new() };
-        match self.limits("default", node, LogEntries::DEFAULT) {
+        match self.limits("default", node, self.counting()) {
             Limits::All(limits) => limits,
             Limits::Unlimited { .. } => {
                 self.report.problem(node.place, "`default` is unlimited, as what no rule knows is anyway: remove it");
@@ -258,9 +271,11 @@ impl Reader<'_, '_> {
         let value = fields.get("value").and_then(|node| self.report.text("value", node)).filter(|text| !text.is_empty());
         self.path.push((key.clone(), value.clone()));
 
-        self.algorithm(&fields);
-        let log_entries = self.log_entries(&fields).unwrap_or(LogEntries::DEFAULT);
-        let limits = fields.get("rate_limit").map_or(Limits::None, |node| self.limits("rate_limit", node, log_entries));
+        let counting = self.counting_beside(&fields, self.counting());
+        let limits = fields.get("rate_limit").map_or(Limits::None, |node| self.limits("rate_limit", node, counting));
+        if let Limits::All(limits) = &limits {
+            self.unused(&fields, limits.iter().map(|limit| limit.algorithm));
+        }
         let kind = match (self.flag(&fields, "shadow_mode"), self.flag(&fields, "quota_mode")) {
             (Some(true), Some(true)) => Kind::QuotaShadow,
             (Some(true), _) => Kind::Shadow,
@@ -304,7 +319,7 @@ impl Reader<'_, '_> {
     }
 
     /// A map under `rate_limit` or `default`, or a list of them, all of which must fit.
-    fn limits(&mut self, name: &str, node: &Node, log_entries: LogEntries) -> Limits {
+    fn limits(&mut self, name: &str, node: &Node, counting: Counting) -> Limits {
         let items = match &node.value {
             Value::List(items) => items.as_slice(),
             _ => std::slice::from_ref(node),
@@ -314,14 +329,17 @@ impl Reader<'_, '_> {
         }
         let mut limits: Vec<RateLimit> = Vec::with_capacity(items.len());
         for item in items {
-            match self.limit_map(name, item, log_entries) {
+            match self.limit_map(name, item, counting) {
                 Some(Limited::Unlimited { replaces }) if items.len() == 1 => return Limits::Unlimited { replaces },
                 Some(Limited::Unlimited { .. }) => {
                     self.report.problem(item.place, "an unlimited one among other limits changes nothing: remove it");
                 }
-                Some(Limited::To(limit)) if limits.iter().any(|other| other.window == limit.window) => {
-                    let what = "a second limit for the same window: keep the smaller one, the larger could never deny";
-                    self.report.problem(item.place, what);
+                Some(Limited::To(limit)) if limits.iter().any(|other| other.shares_a_counter_with(&limit)) => {
+                    let what = match limit.algorithm {
+                        Algorithm::TokenBucket { .. } => "both would fill one bucket; keep one, or write the other for another window",
+                        _ => "keep the smaller one, the larger could never deny",
+                    };
+                    self.report.problem(item.place, format!("a second {} for the same window: {what}", limit.algorithm.as_str()));
                 }
                 Some(Limited::To(limit)) => limits.push(limit),
                 None => {}
@@ -330,10 +348,9 @@ impl Reader<'_, '_> {
         Limits::All(limits)
     }
 
-    fn limit_map(&mut self, name: &str, node: &Node, log_entries: LogEntries) -> Option<Limited> {
+    fn limit_map(&mut self, name: &str, node: &Node, counting: Counting) -> Option<Limited> {
         let fields = self.fields(node, &format!("`{name}`"), InLimit)?;
-        self.algorithm(&fields);
-        let log_entries = self.log_entries(&fields).unwrap_or(log_entries);
+        let counting = self.counting_beside(&fields, counting);
         let name = fields.get("name").and_then(|node| self.report.text("name", node)).filter(|text| !text.is_empty());
         let replaces = self.replaces(&fields, name.as_deref());
         if self.flag(&fields, "unlimited") == Some(true) {
@@ -348,8 +365,32 @@ impl Reader<'_, '_> {
                 return None;
             }
         };
-        let algorithm = Algorithm::SlidingWindowLog { log_entries };
-        Some(Limited::To(RateLimit { name, limit: limit?, window: window?, algorithm, replaces }))
+        let (limit, window) = (limit?, window?);
+        let algorithm = match counting.algorithm? {
+            Algorithm::SlidingWindowLog { .. } => Algorithm::SlidingWindowLog { log_entries: counting.log_entries },
+            Algorithm::TokenBucket { .. } => Algorithm::TokenBucket { burst: self.refilled(counting.burst, limit, window) },
+            Algorithm::FixedWindow => Algorithm::FixedWindow,
+        };
+        self.unused(&fields, [algorithm].into_iter());
+        Some(Limited::To(RateLimit { name, limit, window, algorithm, replaces }))
+    }
+
+    fn refilled(&mut self, burst: Option<(Burst, Place)>, limit: Limit, window: Window) -> Option<Burst> {
+        let (burst, place) = burst?;
+        burst.refilled_at(limit, window).map_err(|error| self.report.problem(place, error.to_string())).ok()
+    }
+
+    /// What shapes another algorithm than those that are counted by would be obeyed by nobody.
+    fn unused(&mut self, fields: &Fields<'_>, algorithms: impl Iterator<Item = Algorithm>) {
+        let counted: Vec<_> = algorithms.map(Algorithm::as_str).collect();
+        for (name, shaped) in [("log_entries", "sliding_window_log"), ("burst", "token_bucket")] {
+            if let (Some(node), Some(other)) = (fields.get(name), counted.first())
+                && !counted.contains(&shaped)
+            {
+                let what = format!("`{name}` shapes a {shaped}, and this is a {other}: remove it, or write `algorithm: {shaped}`");
+                self.report.problem(node.place, what);
+            }
+        }
     }
 
     /// What stands beside `unlimited`. The reference server refuses a real unit and takes all else of its own in silence.
@@ -458,16 +499,30 @@ impl Reader<'_, '_> {
         Some(entries)
     }
 
-    /// There is one algorithm yet, so a name that is right changes nothing.
-    fn algorithm(&mut self, fields: &Fields<'_>) {
-        let Some(node) = fields.get("algorithm") else { return };
-        let Some(text) = self.report.text("algorithm", node) else { return };
-        let what = match text.as_str() {
-            "sliding_window_log" => return,
-            "token_bucket" | "fixed_window" => "is not supported yet by this version",
-            _ => "is no algorithm",
-        };
-        self.report.problem(node.place, format!("`{text}` {what}: write `sliding_window_log`, or leave it out"));
+    /// How the domain's limits count.
+    fn counting(&self) -> Counting {
+        Counting { algorithm: self.algorithm, log_entries: LogEntries::DEFAULT, burst: None }
+    }
+
+    /// The same as these keys have it, which win.
+    fn counting_beside(&mut self, fields: &Fields<'_>, outer: Counting) -> Counting {
+        Counting {
+            algorithm: self.algorithm(fields, outer.algorithm),
+            log_entries: self.log_entries(fields).unwrap_or(outer.log_entries),
+            burst: self.burst(fields).or(outer.burst),
+        }
+    }
+
+    fn burst(&mut self, fields: &Fields<'_>) -> Option<(Burst, Place)> {
+        let node = fields.get("burst")?;
+        let hits = self.report.number("burst", node, Limit::MOST)?;
+        Some((self.report.judged(node, Burst::new(hits))?, node.place))
+    }
+
+    fn algorithm(&mut self, fields: &Fields<'_>, outer: Option<Algorithm>) -> Option<Algorithm> {
+        let Some(node) = fields.get("algorithm") else { return outer };
+        let name = self.report.text("algorithm", node)?;
+        self.report.judged(node, name.parse())
     }
 
     fn on_store_failure(&mut self, fields: &Fields<'_>) -> Option<FailurePolicy> {
@@ -679,6 +734,23 @@ mod tests {
         let limit = "rate_limit: { limit: 5, window: 10s }";
         let rules = rules(&format!("  - {{ key: a, log_entries: 64, {limit} }}\n  - {{ key: b, {limit} }}"));
         assert_eq!((entries(&rules[0]), entries(&rules[1])), (of(64), of(128)));
+    }
+
+    #[test]
+    fn a_limits_own_algorithm_wins_over_its_rules_and_that_over_the_domains() {
+        let text = "domain: d\nalgorithm: fixed_window\ndefault: {limit: 5, window: 10s}\ndescriptors:\n  \
+                    - {key: a, rate_limit: {limit: 5, window: 10s}}\n  \
+                    - {key: b, algorithm: token_bucket, burst: 7, rate_limit: [{limit: 5, window: 10s}, {limit: 5, window: 20s, burst: 9},\n    \
+                       {limit: 5, window: 10s, algorithm: sliding_window_log}]}";
+        let mut report = Report { file: Path::new("f"), problems: Vec::new(), warnings: Vec::new() };
+        let root = yaml::read(text, &mut report).unwrap();
+        let spec = domain(&root, &mut report).unwrap().spec;
+        assert_eq!(report.problems, []);
+        let algorithms = |limits: &[RateLimit]| limits.iter().map(|limit| limit.algorithm).collect::<Vec<_>>();
+        let bucket = |burst| Algorithm::TokenBucket { burst: Burst::new(burst).ok() };
+        assert_eq!(algorithms(&spec.default), [Algorithm::FixedWindow]);
+        assert_eq!(algorithms(limits(&spec.rules[0])), [Algorithm::FixedWindow]);
+        assert_eq!(algorithms(limits(&spec.rules[1])), [bucket(7), bucket(9), Algorithm::default()]);
     }
 
     #[test]

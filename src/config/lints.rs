@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use crate::hit::Action;
-use crate::limit::{Limit, Window};
 use crate::rules::{Limits, RateLimit, RuleSpec};
 
 use super::Report;
@@ -14,8 +13,8 @@ use super::yaml::Place;
 /// What is known of a domain's rules so far.
 #[derive(Default)]
 pub(super) struct Lints {
-    /// The windows and limits that the first rule of an action has, and the line of that rule.
-    actions: HashMap<String, (Vec<(Window, Limit)>, usize)>,
+    /// The limits that the first rule of an action has, and the line of that rule.
+    actions: HashMap<String, (Vec<RateLimit>, usize)>,
 }
 
 impl Lints {
@@ -47,15 +46,17 @@ impl Lints {
         let Limits::All(limits) = &rule.limits else { return };
         let path = path.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
         let action = rule.action.as_deref().map_or_else(|| Action::of_path(path), Action::named).to_string();
-        let mine: Vec<_> = limits.iter().map(|limit| (limit.window, limit.limit)).collect();
         let Some((first, line)) = self.actions.get(&action) else {
-            self.actions.insert(action, (mine, place.line));
+            self.actions.insert(action, (limits.clone(), place.line));
             return;
         };
-        for (window, limit) in mine {
-            let what = match first.iter().find(|(other, _)| *other == window) {
+        for limit in limits {
+            let what = match first.iter().find(|other| other.shares_a_counter_with(limit)) {
+                None if first.iter().any(|other| other.window == limit.window) => {
+                    "another algorithm in line {line}, so each is counted apart: make them the same, or name two actions"
+                }
                 None => "another window in line {line}, so each is counted apart: make them the same, or name two actions",
-                Some((_, other)) if *other != limit => {
+                Some(other) if other.limit != limit.limit => {
                     "another limit in line {line} for the same hits: make them the same, or name two actions"
                 }
                 Some(_) => continue,
@@ -68,7 +69,7 @@ impl Lints {
 /// A literal that differs from a wildcard in nothing that decides.
 fn says_the_same(wildcard: &RuleSpec, literal: &RuleSpec) -> bool {
     let numbers = |rule: &RuleSpec| match &rule.limits {
-        Limits::All(limits) => limits.iter().map(|RateLimit { limit, window, .. }| (*limit, *window)).collect(),
+        Limits::All(limits) => limits.iter().map(|RateLimit { limit, window, algorithm, .. }| (*limit, *window, *algorithm)).collect(),
         Limits::None | Limits::Unlimited { .. } | Limits::Exempt => Vec::new(),
     };
     let (one, other) = (numbers(wildcard), numbers(literal));

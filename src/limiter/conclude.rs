@@ -82,7 +82,7 @@ fn counts(hit: &Hit<'_>, tally: &Tally, recorded: bool, shadow: bool, near_limit
     if hit.cost.is_refund() {
         return HitCounts::default();
     }
-    let (cost, limit) = (hit.cost.amount(), hit.limit.get());
+    let (cost, limit) = (hit.cost.amount(), hit.counter.algorithm.capacity(hit.limit, hit.counter.window));
     let before = if recorded { tally.used.saturating_sub(cost) } else { tally.used };
     let after = before.saturating_add(cost);
     // A limit is below 2^53: the product is exact enough for its floor.

@@ -69,7 +69,7 @@ pub struct ExplainedLimit<'a> {
 pub struct Live {
     pub used: u64,
     pub remaining: u64,
-    /// Until one more hit fits, where none does; else until the oldest counted one leaves.
+    /// Until one more hit fits, where none does; else as a tally has it.
     pub reset: Duration,
 }
 
@@ -200,7 +200,11 @@ impl fmt::Display for Outcome<'_> {
 impl fmt::Display for ExplainedLimit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let algorithm = self.counter.algorithm;
-        let Algorithm::SlidingWindowLog { log_entries } = algorithm;
+        let shape = match algorithm {
+            Algorithm::SlidingWindowLog { log_entries } => format!(", {} entries", log_entries.get()),
+            Algorithm::TokenBucket { .. } => format!(", burst {}", algorithm.capacity(self.limit, self.counter.window)),
+            Algorithm::FixedWindow => String::new(),
+        };
         let name = self.name.map_or_else(String::new, |name| format!(" \"{name}\""));
         let kind = match self.kind {
             Kind::Enforce => "",
@@ -209,7 +213,7 @@ impl fmt::Display for ExplainedLimit<'_> {
             Kind::QuotaShadow => ", a quota in shadow mode",
         };
         writeln!(f, "  limit{name} {} per {}{kind}", self.limit.get(), self.counter.window)?;
-        writeln!(f, "     algorithm {}, {} entries", algorithm.as_str(), log_entries.get())?;
+        writeln!(f, "     algorithm {}{shape}", algorithm.as_str())?;
         writeln!(f, "     action    {}", self.counter.action)?;
         writeln!(f, "     client    {:?}", self.counter.client)?;
         if let Some(key) = &self.key {
@@ -249,7 +253,8 @@ fn distance(rule: &Rule, entries: &[Entry]) -> usize {
 mod tests {
     use super::*;
     use crate::descriptor::RequestBounds;
-    use crate::limit::Window;
+    use crate::hit::Action;
+    use crate::limit::{Burst, Window};
     use crate::rules::{DomainSpec, Limits, RateLimit, RuleSpec};
 
     fn rule(key: &str, value: &str, limits: Limits, children: Vec<RuleSpec>) -> RuleSpec {
@@ -282,6 +287,21 @@ mod tests {
                         exact     client=x: no\n     key alone client: yes\n  rule path=/a|client\n  limit \"five\" 5 per 1m\n     \
                         algorithm sliding_window_log, 128 entries\n     action    path=/a|client\n     client    [\"x\"]\n";
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn each_algorithm_is_told_with_what_shapes_it() {
+        let told = |algorithm| {
+            let counter =
+                Counter { domain: "d", client: Default::default(), action: Action::named("a"), algorithm, window: Window::MINUTE };
+            let limit = ExplainedLimit { limit: Limit::from(5), name: None, kind: Kind::Enforce, counter, key: None, live: None };
+            limit.to_string().lines().nth(1).unwrap_or_default().to_owned()
+        };
+        let bucket = |burst| Algorithm::TokenBucket { burst };
+        assert_eq!(told(Algorithm::default()), "     algorithm sliding_window_log, 128 entries");
+        assert_eq!(told(bucket(Burst::new(9).ok())), "     algorithm token_bucket, burst 9");
+        assert_eq!(told(bucket(None)), "     algorithm token_bucket, burst 5");
+        assert_eq!(told(Algorithm::FixedWindow), "     algorithm fixed_window");
     }
 
     #[test]

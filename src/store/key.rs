@@ -29,6 +29,8 @@ pub(super) fn encode(counter: &Counter<'_>) -> Box<[u8]> {
     key.push('}');
     match counter.algorithm {
         Algorithm::SlidingWindowLog { .. } => key.push_str("log|"),
+        Algorithm::TokenBucket { .. } => key.push_str("tb|"),
+        Algorithm::FixedWindow => key.push_str("fw|"),
     }
     push_number(&mut key, counter.window.micros());
     key.push('|');
@@ -79,6 +81,21 @@ mod tests {
         let action = Action::of_path([("path", Some("/export")), ("client", None)]);
         assert_eq!(text("api", &["alice"], action), "1{api|alice}log|60000000|path=/export|client");
         assert_eq!(text("", &["alice"], Action::named("login")), "1{|alice}log|60000000|login");
+    }
+
+    #[test]
+    fn each_algorithm_has_a_key_of_its_own() {
+        let keys = Algorithm::ALL.map(|algorithm| {
+            let counter = Counter {
+                domain: "api",
+                client: ["alice"].into_iter().collect(),
+                action: Action::named("x"),
+                algorithm,
+                window: Window::MINUTE,
+            };
+            String::from_utf8(encode(&counter).into()).unwrap()
+        });
+        assert_eq!(keys, ["1{api|alice}log|60000000|x", "1{api|alice}tb|60000000|x", "1{api|alice}fw|60000000|x"]);
     }
 
     #[test]

@@ -10,9 +10,11 @@ use smallvec::SmallVec;
 
 mod shard;
 
-use super::algorithm::decide::{State, decide};
+use super::algorithm::State;
+use super::algorithm::decide::{Held, decide};
 use super::{Clock, key};
 use crate::hit::{Hit, Verdict};
+use crate::limit::Algorithm;
 use crate::metrics::StoreSeries;
 use shard::Shard;
 
@@ -30,6 +32,7 @@ struct Home {
     key: Box<[u8]>,
     hash: u64,
     shard: usize,
+    algorithm: Algorithm,
     window: u64,
     /// None while the shard does not hold it.
     slot: Option<usize>,
@@ -65,18 +68,19 @@ impl Memory {
         let mut shards = self.lock(&mut homes);
         // Read under the locks: a counter never sees an earlier time after a later one.
         let now = self.clock.now();
-        let mut counters: SmallVec<[State; 2]> = homes
+        let mut counters: SmallVec<[Held; 2]> = homes
             .iter_mut()
             .map(|home| {
-                let (slot, mut log) = shards[home.shard].take(home.hash, &home.key);
+                let (slot, state) = shards[home.shard].take(home.hash, &home.key).unzip();
                 home.slot = slot;
-                log.expire(now, home.window);
-                State::of(log)
+                let mut state = state.unwrap_or_else(|| State::new(home.algorithm));
+                state.settle(now, home.window);
+                Held::new(state)
             })
             .collect();
         let verdict = decide(hits, &places, &mut counters, now);
         for (home, counter) in homes.into_iter().zip(counters) {
-            shards[home.shard].put(home, counter.log);
+            shards[home.shard].put(home, counter.state, now);
         }
         for shard in &mut shards {
             while shard.len() > self.counters_per_shard {
@@ -122,7 +126,8 @@ impl Memory {
             if known.is_none() {
                 // A shard's table goes by the hash's low bits and its top seven.
                 let shard = (hash >> 32) as usize % self.shards.len();
-                homes.push(Home { key, hash, shard, window: hit.counter.window.micros(), slot: None });
+                let (algorithm, window) = (hit.counter.algorithm, hit.counter.window.micros());
+                homes.push(Home { key, hash, shard, algorithm, window, slot: None });
             }
         }
         (homes, places)
@@ -213,6 +218,23 @@ mod tests {
         clock.step(60_000_000);
         memory.sweep();
         assert!(memory.is_empty());
+    }
+
+    #[test]
+    fn a_counter_of_any_algorithm_goes_when_all_that_it_holds_has_left() {
+        // 1,000 s is 40 s into a window of the clock, and a bucket drains 1 of 2 hits in half a minute.
+        for (algorithm, leaves) in Algorithm::ALL.into_iter().zip([60_000_000, 30_000_000, 20_000_000]) {
+            let (memory, clock) = store(100);
+            let mut hit = Hit { limit: Limit::from(2), ..hit("a", Window::MINUTE) };
+            hit.counter.algorithm = algorithm;
+            memory.decide(&[hit]);
+            clock.step(leaves - 1);
+            memory.sweep();
+            assert_eq!(memory.len(), 1, "{algorithm:?}");
+            clock.step(1);
+            memory.sweep();
+            assert!(memory.is_empty(), "{algorithm:?}");
+        }
     }
 
     #[test]

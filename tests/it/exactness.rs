@@ -3,12 +3,14 @@
 //! away and time that goes back. Time is stepped; nothing here waits for it.
 
 mod bounded_log;
+mod buckets;
 mod cases;
 mod clocks;
 mod crowds;
 mod histories;
 mod layout;
 mod redis_only;
+mod windows;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -17,7 +19,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
-use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, LogEntries, Window};
+use distributed_rate_limiter::limit::{Algorithm, Burst, Cost, Limit, LogEntries, Window};
 use distributed_rate_limiter::metrics::StoreSeries;
 use distributed_rate_limiter::store::redis::RedisOptions;
 use distributed_rate_limiter::store::{Clock, Memory, Redis, SteppedClock, Store, StoreError};
@@ -41,11 +43,14 @@ struct Rule {
     limit: u64,
     /// Microseconds.
     window: u64,
-    entries: u32,
+    algorithm: Algorithm,
 }
 
 /// Where stepped time starts: some microsecond of the year 2026, at no edge of anything.
 const START: u64 = 1_795_200_123_456_789;
+
+/// A token bucket whose burst is the limit.
+const BUCKET: Algorithm = Algorithm::TokenBucket { burst: None };
 
 const SECOND: u64 = 1_000_000;
 const MINUTE: u64 = 60 * SECOND;
@@ -80,10 +85,9 @@ impl Bench {
         (verdict.admitted, verdict.tallies[0])
     }
 
-    /// What is counted on the rule's counter, seen through a limit that is out of reach.
+    /// What is counted on the rule's counter.
     fn used(&self, rule: Rule) -> u64 {
-        let most = Rule { limit: Limit::MOST, ..rule };
-        Limit::MOST - self.ask(&Hit { cost: Cost::take(0), ..most.hit() }).1.remaining
+        self.ask(&rule.hits(0)).1.used
     }
 
     /// Requests that are in flight at the same time, asked in this order.
@@ -113,8 +117,21 @@ impl Bench {
 }
 
 impl Rule {
+    /// A log of 128 entries.
     const fn new(action: &'static str, limit: u64, window: u64) -> Self {
-        Self { action, limit, window, entries: 128 }
+        Self { action, limit, window, algorithm: Algorithm::SlidingWindowLog { log_entries: LogEntries::DEFAULT } }
+    }
+
+    fn by(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
+    fn entries(self, entries: u32) -> Self {
+        self.by(Algorithm::SlidingWindowLog { log_entries: LogEntries::new(entries).unwrap() })
+    }
+
+    fn burst(self, burst: u64) -> Self {
+        self.by(Algorithm::TokenBucket { burst: Some(Burst::new(burst).unwrap()) })
     }
 
     /// A hit of cost 1, enforced, on the request's first descriptor.
@@ -126,7 +143,7 @@ impl Rule {
                 domain: "d",
                 client: ["alice"].into_iter().collect(),
                 action: Action::named(self.action),
-                algorithm: Algorithm::SlidingWindowLog { log_entries: LogEntries::new(self.entries).unwrap() },
+                algorithm: self.algorithm,
                 window: Window::from_micros(self.window).unwrap(),
             },
             limit: Limit::new(self.limit).unwrap(),
@@ -150,14 +167,28 @@ impl Rule {
         Hit { count_denied: true, ..self.hits(cost) }
     }
 
-    /// The time that hits share an entry for where they don't fit one by one, or were denied.
+    /// The time that a log's hits share an entry for where they don't fit one by one, or were denied.
     fn coarse_tick(self) -> u64 {
-        self.window.div_ceil(u64::from(self.entries) - 1)
+        let Algorithm::SlidingWindowLog { log_entries } = self.algorithm else { panic!("only a log has ticks") };
+        self.window.div_ceil(u64::from(log_entries.get()) - 1)
     }
 
     /// Its counter's key in Redis.
     fn key(self) -> String {
-        format!("1{{d|alice}}log|{}|{}", self.window, self.action)
+        let tag = match self.algorithm {
+            Algorithm::SlidingWindowLog { .. } => "log",
+            Algorithm::TokenBucket { .. } => "tb",
+            Algorithm::FixedWindow => "fw",
+        };
+        format!("1{{d|alice}}{tag}|{}|{}", self.window, self.action)
+    }
+}
+
+/// Runs a case on both stores.
+fn on_every_store(case: impl Fn(&Bench)) {
+    for (name, bench) in [("memory", Bench::memory()), ("redis", Bench::redis())] {
+        eprintln!("on {name}"); // shown where the case fails
+        case(&bench);
     }
 }
 

@@ -1,5 +1,6 @@
-//! The plain model that stores are compared with: every recorded hit is kept one by one, and a request is decided by
-//! going through what the design says, with no thought of cost. It shares no code with the stores and knows none.
+//! The plain model that stores are compared with: every recorded hit of a log is kept one by one, a bucket's level is an
+//! exact fraction, and a request is decided by going through what the design says, with no thought of cost. It shares no
+//! code with the stores and knows none.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,16 +8,24 @@ use std::time::Duration;
 use distributed_rate_limiter::hit::{Counter, Hit, Kind, Tally, Verdict};
 use distributed_rate_limiter::limit::{Algorithm, Cost};
 
-/// All counters, and every hit in them.
+/// All counters, and what is in them.
 #[derive(Default)]
-pub struct Model(HashMap<Name, Log>);
+pub struct Model(HashMap<Name, Kept>);
 
-/// What makes two hits add up: all of a counter but the number of entries that its log may have.
-pub type Name = (String, Vec<String>, String, u64);
+/// What makes two hits add up: of a counter's algorithm its name alone.
+pub type Name = (String, Vec<String>, String, &'static str, u64);
 
-/// The hits recorded on a counter, in the order in which they were. Their times never go down.
+/// What is recorded on a counter.
+#[derive(Clone)]
+enum Kept {
+    Log(Log),
+    Bucket(Bucket),
+    Window(Window),
+}
+
+/// The hits recorded on a log, in the order in which they were. Their times never go down.
 #[derive(Clone, Default)]
-pub struct Log(Vec<Recorded>);
+struct Log(Vec<Recorded>);
 
 #[derive(Clone)]
 struct Recorded {
@@ -25,29 +34,54 @@ struct Recorded {
     hits: u64,
 }
 
-/// The largest `used`: what is recorded beyond is cut off.
+/// What a token bucket held at a time, and how many hits flow out of it per window.
+#[derive(Clone, Default)]
+struct Bucket {
+    /// In hits, as the numerator of a fraction over the window in microseconds.
+    level: u128,
+    at: u64,
+    limit: u64,
+}
+
+/// The hits of the fixed window that begins at so many times its length.
+#[derive(Clone, Default)]
+struct Window {
+    number: u64,
+    hits: u64,
+}
+
+/// The largest `used` of a log or a fixed window: what is recorded beyond is cut off.
 const USED_MAX: u64 = 1 << 52;
 
 impl Model {
     /// What a store must say to `hits` at `now` (microseconds), given all that it was asked before.
     pub fn decide(&mut self, now: u64, hits: &[Hit<'_>]) -> Verdict {
         for hit in hits {
-            self.0.entry(name(&hit.counter)).or_default().settle(now, hit.counter.window.micros());
+            let kept = self.0.entry(name(&hit.counter)).or_insert_with(|| Kept::new(hit.counter.algorithm));
+            kept.settle(now, hit.counter.window.micros());
         }
         let (fits, over_descriptors) = self.judge(now, hits);
         let admitted = is_admitted(hits, &over_descriptors);
         for hit in hits {
-            let log = self.0.get_mut(&name(&hit.counter)).expect("it was settled");
-            record(log, now, hit, admitted && !over_descriptors.contains(&hit.descriptor));
+            let kept = self.0.get_mut(&name(&hit.counter)).expect("it was settled");
+            record(kept, now, hit, admitted && !over_descriptors.contains(&hit.descriptor));
         }
         let tallies = (0..hits.len()).map(|at| self.tally(now, hits, at, &fits, &over_descriptors, admitted)).collect();
         Verdict { admitted, tallies }
     }
 
-    /// The moments at which something recorded on the counter leaves, ascending.
+    /// The moments at which something recorded on the counter leaves, ascending; of a bucket, the first ones.
     pub fn leaving(&self, counter: &Counter<'_>) -> Vec<u64> {
-        let log = self.0.get(&name(counter)).map_or(&[][..], |log| &log.0);
-        log.iter().map(|entry| entry.at + counter.window.micros()).collect()
+        let window = counter.window.micros();
+        match self.0.get(&name(counter)) {
+            None => Vec::new(),
+            Some(Kept::Log(log)) => log.0.iter().map(|entry| entry.at + window).collect(),
+            Some(Kept::Bucket(bucket)) => {
+                let used = bucket.used(window);
+                (used.saturating_sub(20)..used).rev().map(|hits| bucket.at + bucket.wait(window, hits)).collect()
+            }
+            Some(Kept::Window(kept)) => vec![(kept.number + 1) * window],
+        }
     }
 
     /// Whether each hit fits, and which descriptors are over. A hit is judged on top of what the request's earlier hits
@@ -56,13 +90,13 @@ impl Model {
         let (mut fits, mut over) = (Vec::new(), Vec::new());
         for (at, hit) in hits.iter().enumerate() {
             let counter = name(&hit.counter);
-            let mut log = self.0[&counter].clone();
+            let mut kept = self.0[&counter].clone();
             for (earlier, fitted) in hits[..at].iter().zip(&fits) {
                 if name(&earlier.counter) == counter {
-                    record(&mut log, now, earlier, *fitted && stands(earlier, hit, &over));
+                    record(&mut kept, now, earlier, *fitted && stands(earlier, hit, &over));
                 }
             }
-            let fit = hit.cost.is_refund() || log.used() + hit.cost.need() <= hit.limit.get();
+            let fit = hit.cost.is_refund() || kept.used(hit.counter.window.micros()) + hit.cost.need() <= capacity(hit);
             fits.push(fit);
             if !fit && !over.contains(&hit.descriptor) {
                 over.push(hit.descriptor);
@@ -74,12 +108,12 @@ impl Model {
     fn tally(&self, now: u64, hits: &[Hit<'_>], at: usize, fits: &[bool], over: &[usize], admitted: bool) -> Tally {
         let hit = &hits[at];
         let counter = name(&hit.counter);
-        let (log, window) = (&self.0[&counter], hit.counter.window.micros());
-        let used = log.used();
-        let remaining = hit.limit.get().saturating_sub(used);
+        let (kept, window, capacity) = (&self.0[&counter], hit.counter.window.micros(), capacity(hit));
+        let used = kept.used(window);
+        let remaining = capacity.saturating_sub(used);
         if fits[at] {
-            let reset = log.0.first().map_or(0, |oldest| oldest.at + window - now);
-            return Tally { over: false, used, remaining, reset: Duration::from_micros(reset) };
+            let reset = Duration::from_micros(kept.reset(now, window, capacity));
+            return Tally { over: false, used, remaining, reset };
         }
         let mut need = hit.cost.need();
         if !admitted {
@@ -91,20 +125,89 @@ impl Model {
                 }
             }
         }
-        let reset = if need > hit.limit.get() { window } else { log.wait(now, window, hit.limit.get() - need) };
+        let reset = if need > capacity { window } else { kept.wait(now, window, capacity - need) };
         Tally { over: true, used, remaining, reset: Duration::from_micros(reset) }
     }
 }
 
-impl Log {
-    /// What a window has passed since is gone; what stands more than a window ahead, time having gone back, is moved.
-    fn settle(&mut self, now: u64, window: u64) {
-        for entry in &mut self.0 {
-            entry.at = entry.at.min(now + window);
+impl Kept {
+    fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::SlidingWindowLog { .. } => Self::Log(Log::default()),
+            Algorithm::TokenBucket { .. } => Self::Bucket(Bucket::default()),
+            Algorithm::FixedWindow => Self::Window(Window::default()),
         }
-        self.0.retain(|entry| entry.at + window > now);
     }
 
+    /// What has left by now is gone.
+    fn settle(&mut self, now: u64, window: u64) {
+        match self {
+            Self::Log(log) => log.0.retain(|entry| entry.at + window > now),
+            Self::Bucket(bucket) => {
+                let flowed_out = u128::from(now - bucket.at) * u128::from(bucket.limit);
+                (bucket.level, bucket.at) = (bucket.level.saturating_sub(flowed_out), now);
+            }
+            Self::Window(kept) if kept.number < now / window => *kept = Window { number: now / window, hits: 0 },
+            Self::Window(_) => {}
+        }
+    }
+
+    /// The hits that count; of a bucket, its level rounded up.
+    fn used(&self, window: u64) -> u64 {
+        match self {
+            Self::Log(log) => log.used(),
+            Self::Bucket(bucket) => bucket.used(window),
+            Self::Window(kept) => kept.hits,
+        }
+    }
+
+    fn refund(&mut self, window: u64, hits: u64) {
+        match self {
+            Self::Log(log) => log.refund(hits),
+            Self::Bucket(bucket) => bucket.level = bucket.level.saturating_sub(u128::from(hits) * u128::from(window)),
+            Self::Window(kept) => kept.hits = kept.hits.saturating_sub(hits),
+        }
+    }
+
+    /// The time until at most `most` hits are left.
+    fn wait(&self, now: u64, window: u64, most: u64) -> u64 {
+        match self {
+            Self::Log(log) => log.wait(now, window, most),
+            Self::Bucket(bucket) => bucket.wait(window, most),
+            Self::Window(kept) if kept.hits <= most => 0,
+            Self::Window(kept) => (kept.number + 1) * window - now,
+        }
+    }
+
+    /// What a hit that fits is told.
+    fn reset(&self, now: u64, window: u64, capacity: u64) -> u64 {
+        match self {
+            Self::Log(log) => log.0.first().map_or(0, |oldest| oldest.at + window - now),
+            Self::Bucket(bucket) if bucket.level == 0 => 0,
+            Self::Bucket(_) if capacity == 0 => window,
+            Self::Bucket(bucket) => bucket.wait(window, bucket.used(window).min(capacity) - 1),
+            Self::Window(kept) => (kept.number + 1) * window - now,
+        }
+    }
+}
+
+impl Bucket {
+    fn used(&self, window: u64) -> u64 {
+        u64::try_from(self.level.div_ceil(u128::from(window))).expect("a bucket holds no more")
+    }
+
+    fn add(&mut self, window: u64, hits: u64, limit: u64) {
+        self.level += u128::from(hits) * u128::from(window);
+        self.limit = limit;
+    }
+
+    fn wait(&self, window: u64, most: u64) -> u64 {
+        let above = self.level.saturating_sub(u128::from(most) * u128::from(window));
+        if above == 0 { 0 } else { u64::try_from(above.div_ceil(u128::from(self.limit))).expect("no wait is longer") }
+    }
+}
+
+impl Log {
     fn used(&self) -> u64 {
         self.0.iter().map(|entry| entry.hits).sum()
     }
@@ -142,17 +245,38 @@ impl Log {
 }
 
 /// Records a hit as the request's outcome has it: one that `stands`, or a refund, or one that counts when denied.
-fn record(log: &mut Log, now: u64, hit: &Hit<'_>, stands: bool) {
-    let Algorithm::SlidingWindowLog { log_entries } = hit.counter.algorithm;
-    let coarse = hit.counter.window.micros().div_ceil(u64::from(log_entries.get()) - 1);
-    match hit.cost {
-        Cost::Refund(_) => log.refund(hit.cost.amount()),
-        Cost::Take(_) if stands => {
-            let exact = hit.limit.get() <= u64::from(log_entries.get());
-            log.add(now, if exact { 1 } else { coarse }, hit.cost.amount());
+fn record(kept: &mut Kept, now: u64, hit: &Hit<'_>, stands: bool) {
+    let (window, limit, hits) = (hit.counter.window.micros(), hit.limit.get(), hit.cost.amount());
+    let is_denied = match hit.cost {
+        Cost::Refund(_) => return kept.refund(window, hits),
+        Cost::Take(_) if stands => false,
+        Cost::Take(_) if hit.count_denied => true,
+        Cost::Take(_) => return,
+    };
+    match (kept, hit.counter.algorithm) {
+        (Kept::Log(log), Algorithm::SlidingWindowLog { log_entries }) => {
+            let exact = !is_denied && limit <= u64::from(log_entries.get());
+            let tick = if exact { 1 } else { window.div_ceil(u64::from(log_entries.get()) - 1) };
+            log.add(now, tick, hits);
         }
-        Cost::Take(_) if hit.count_denied => log.add(now, coarse, hit.cost.amount()),
-        Cost::Take(_) => {}
+        (Kept::Bucket(bucket), Algorithm::TokenBucket { .. }) => {
+            // A debt is never more than the burst and what flows out in a window.
+            let room = (capacity(hit) + limit).saturating_sub(bucket.used(window));
+            let hits = if is_denied { hits.min(room) } else { hits };
+            if hits > 0 {
+                bucket.add(window, hits, limit);
+            }
+        }
+        (Kept::Window(kept), Algorithm::FixedWindow) => kept.hits += hits.min(USED_MAX - kept.hits),
+        _ => unreachable!("the algorithm is part of the name"),
+    }
+}
+
+/// What a counter may hold with a hit that is admitted.
+fn capacity(hit: &Hit<'_>) -> u64 {
+    match hit.counter.algorithm {
+        Algorithm::TokenBucket { burst: Some(burst) } if hit.limit.get() > 0 => burst.get(),
+        _ => hit.limit.get(),
     }
 }
 
@@ -171,5 +295,5 @@ fn is_admitted(hits: &[Hit<'_>], over_descriptors: &[usize]) -> bool {
 
 fn name(counter: &Counter<'_>) -> Name {
     let client = counter.client.iter().map(|value| (*value).to_owned()).collect();
-    (counter.domain.to_owned(), client, counter.action.as_str().to_owned(), counter.window.micros())
+    (counter.domain.to_owned(), client, counter.action.as_str().to_owned(), counter.algorithm.as_str(), counter.window.micros())
 }

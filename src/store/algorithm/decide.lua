@@ -2,33 +2,82 @@
 --
 -- KEYS     the batch's counters, each once.
 -- ARGV[1]  the batch's hits, back to back. Big-endian, a byte each where not said otherwise:
---            algorithm      1: sliding_window_log
+--            algorithm      1: sliding_window_log, 2: token_bucket, 3: fixed_window
 --            kind           0 enforce, 1 shadow, 2 quota, 3 quota in shadow
 --            count_denied   1: recorded although denied
 --            refund         1: given back instead of taken
 --            last           0: more hits of this descriptor follow; 1: the descriptor ends; 2: the request ends
 --            counter        2 bytes: its place in KEYS
---          and for a log, 7 bytes each: limit, window, tick, coarse tick (all times in us), need (what must fit),
---          amount (what is recorded or given back).
+--          and 7 bytes each (all times in us):
+--            limit          what the counter may hold with it (of a bucket: the burst)
+--            most           what it may hold with hits that are recorded although denied
+--            window
+--            need           what must fit
+--            amount         what is recorded or given back
+--            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; else 0
+--            pace_denied    the same, recorded although denied
 -- Reply    flat: for each request 1 (admitted) or 0, then for each of its hits: over (1 or 0), the hits used after the
 --          request, and the wait in us (-1: never). A request that can't be decided: its error text alone.
+--
+-- An algorithm is a table of functions on a counter's state, made when a batch first needs it:
+--   load(key, window)          the state as of now, or nil and why not
+--   record(state, hits, pace)  records hits, of which there are some
+--   refund(state, hits)        gives hits back, at most all
+--   wait(state, hits)          until at most so many hits, fewer than now, are counted, in us
+--   reset(state, limit)        what a hit that fits is told, in us; -1: never
+--   write(state)               puts it into Redis
+-- Of a state the frame knows:
+--   algorithm, used            the hits that count, whole ones
+--   dirty                      it differs from what Redis holds
+--   asked, sure                hits that this request takes if it is admitted; that it takes or gives back (-) in any case
+local algorithms = { false, false, false } -- by their numbers
 local reply, filled = {}, 0
-local logs = {}
+local states = {}
 local hits = {} -- of one request; its tables serve the next one again
 local batch, position = ARGV[1], 1
 
--- Puts a hit's tally into the reply: what its log is like after the request, and how long until `need` fits or, where
--- it fitted, until the oldest hits leave.
-local function tally(log, over, limit, need)
-  local used, wait = log.after - log.base, 0
-  if used < 0 then used = used + TOTALS end
-  if over then wait = wait_for_log(log, used, limit, need)
-  elseif log.first > 0 then wait = log.first + log.window - now end
+-- Records hits although they are denied, as far as the counter can hold them.
+local function charge(state, amount, most, pace)
+  local taken = math.min(amount, most - state.used)
+  if taken > 0 then state.algorithm.record(state, taken, pace) end
+end
+
+-- Puts a hit's tally into the reply: what its counter is like after the request, and how long until `need` fits or, where
+-- it fitted, until more is left.
+local function tally(state, over, limit, need)
+  local used, wait = state.used
+  if not over then wait = state.algorithm.reset(state, limit)
+  elseif need > limit then wait = -1
+  elseif used + need <= limit then wait = 0
+  else wait = state.algorithm.wait(state, limit - need) end
   local at = filled
   reply[at + 1] = over and 1 or 0
   reply[at + 2] = used
   reply[at + 3] = wait
   filled = at + 3
+end
+
+-- Takes a count_denied hit into what later ones are judged on.
+local function foresee_charge(hit)
+  local state = hit.state
+  hit.charged = math.max(math.min(hit.amount, hit.most - (state.used + state.asked + state.sure)), 0)
+  state.sure = state.sure + hit.charged
+end
+
+-- Takes a descriptor that is over out of what later ones are judged on, but for its count_denied hits.
+local function put_out(from, to)
+  for i = from, to do
+    local hit = hits[i]
+    local state = hit.state
+    hit.out = true
+    state.sure = state.sure - hit.charged
+    if not hit.over and hit.refund == 0 and hit.count_denied == 0 then state.asked = state.asked - hit.amount end
+  end
+  -- Anew, for there may be more room without the others.
+  for i = from, to do
+    local hit = hits[i]
+    if hit.count_denied == 1 and hit.refund == 0 then foresee_charge(hit) end
+  end
 end
 
 -- Records what the verdict leaves of a request's hits, and only then tallies them.
@@ -37,18 +86,18 @@ local function conclude(count, admitted)
   reply[filled] = admitted and 1 or 0
   for i = 1, count do
     local hit = hits[i]
-    local log = hit.log
-    if hit.refund == 1 then refund_log(log, hit.amount)
+    local state = hit.state
+    if hit.refund == 1 then state.algorithm.refund(state, hit.amount)
     elseif hit.amount > 0 then
-      if admitted and not hit.out then record_in_log(log, hit.amount, hit.tick)
-      elseif hit.count_denied == 1 then charge_to_log(log, hit.amount, hit.coarse_tick) end
+      if admitted and not hit.out then state.algorithm.record(state, hit.amount, hit.pace)
+      elseif hit.count_denied == 1 then charge(state, hit.amount, hit.most, hit.pace_denied) end
     end
-    log.asked, log.sure = 0, 0
+    state.asked, state.sure = 0, 0
   end
   for i = 1, count do
     local hit = hits[i]
     -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
-    tally(hit.log, hit.over, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
+    tally(hit.state, hit.over, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
   end
 end
 
@@ -59,60 +108,57 @@ while position <= #batch do
   local failure, last
   local alone = false
   repeat
-    local kind, count_denied, refund, counter, limit, window, tick, coarse_tick, need, amount, _
-    _, kind, count_denied, refund, last, counter, limit, window, tick, coarse_tick, need, amount, position =
-      unpack('>BBBBBHI7I7I7I7I7I7', batch, position)
-    local log = logs[counter]
-    if not log then
-      local why
-      log, why = load_log(KEYS[counter], window)
-      logs[counter] = log
+    local number, kind, count_denied, refund, counter, limit, most, window, need, amount, pace, pace_denied
+    number, kind, count_denied, refund, last, counter, limit, most, window, need, amount, pace, pace_denied, position =
+      unpack('>BBBBBHI7I7I7I7I7I7I7', batch, position)
+    local state = states[counter]
+    if not state then
+      local algorithm, why = algorithms[number]
+      if not algorithm then
+        algorithm = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
+        algorithms[number] = algorithm
+      end
+      state, why = algorithm.load(KEYS[counter], window)
+      states[counter] = state
       failure = failure or why
     end
-    if not log then
+    if not state then
       -- The rest of the request is read, and not decided.
     elseif last == 2 and count == 0 and refund == 0 and not failure then
       -- One hit is the whole request: the common case, decided without a table for it.
-      local used = log.after - log.base
-      if used < 0 then used = used + TOTALS end
-      local over = used + need > limit
+      local over = state.used + need > limit
       filled = filled + 1
       reply[filled] = (not over or kind % 2 == 1) and 1 or 0
       if not over then
-        if amount > 0 then record_in_log(log, amount, tick) end
-      elseif count_denied == 1 and amount > 0 then charge_to_log(log, amount, coarse_tick) end
-      tally(log, over, limit, need)
+        if amount > 0 then state.algorithm.record(state, amount, pace) end
+      elseif count_denied == 1 then charge(state, amount, most, pace_denied) end
+      tally(state, over, limit, need)
       alone = true
       break
     else
-      local used = minus(log.after, log.base) + log.sure + log.asked
+      local used = state.used + state.sure + state.asked
       count = count + 1
       local hit = hits[count]
       if not hit then
         hit = {}
         hits[count] = hit
       end
-      hit.log, hit.over, hit.out, hit.amount, hit.refund = log, used + need > limit, false, amount, refund
-      hit.count_denied, hit.limit, hit.need, hit.asked_before = count_denied, limit, need, log.asked
-      hit.tick, hit.coarse_tick = tick, coarse_tick
+      hit.state, hit.over, hit.out, hit.amount, hit.refund = state, used + need > limit, false, amount, refund
+      hit.count_denied, hit.limit, hit.most, hit.need = count_denied, limit, most, need
+      hit.pace, hit.pace_denied, hit.asked_before, hit.charged = pace, pace_denied, state.asked, 0
       if refund == 1 then
         hit.over = false
-        log.sure = log.sure - math.min(amount, used)
+        state.sure = state.sure - math.min(amount, used)
       elseif count_denied == 1 then
-        log.sure = log.sure + math.min(amount, math.max(USED_MOST - used, 0))
+        foresee_charge(hit)
       elseif not hit.over then
-        log.asked = log.asked + amount
+        state.asked = state.asked + amount
       end
       descriptor_over = descriptor_over or hit.over
     end
     if last > 0 then
       if descriptor_over then
-        -- Of a descriptor that is over, nothing is recorded but its count_denied hits.
-        for i = descriptor_from, count do
-          local hit = hits[i]
-          hit.out = true
-          if not hit.over and hit.refund == 0 and hit.count_denied == 0 then hit.log.asked = hit.log.asked - hit.amount end
-        end
+        put_out(descriptor_from, count)
         denied = denied or kind == 0
       end
       if kind >= 2 then
@@ -127,13 +173,13 @@ while position <= #batch do
   elseif failure then
     filled = filled + 1
     reply[filled] = failure
-    for i = 1, count do hits[i].log.asked, hits[i].log.sure = 0, 0 end
+    for i = 1, count do hits[i].state.asked, hits[i].state.sure = 0, 0 end
   else
     conclude(count, not denied and (quotas == 0 or quotas_fitting > 0))
   end
 end
 
-for _, log in pairs(logs) do
-  if log.dirty then write_log(log) end
+for _, state in pairs(states) do
+  if state.dirty then state.algorithm.write(state) end
 end
 return reply

@@ -9,124 +9,126 @@
 --   first   the time of the oldest entry still counted                  } which is the log's header
 -- Hits still counted: after - base of the header. Totals run modulo 2^53, the last whole number that Lua can count to.
 -- A hit made at `time` counts until time + window, that moment excluded.
-local call, try, pack, unpack = redis.call, redis.pcall, struct.pack, struct.unpack
-local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
-local TOTALS, USED_MOST = 9007199254740992, 4503599627370496 -- 2^53, 2^52
+local function sliding_window_log()
+  local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
+  local TOTALS = 9007199254740992 -- 2^53
+  local algorithm
 
-local function minus(a, b)
-  if a < b then return a - b + TOTALS end
-  return a - b
-end
+  local function minus(a, b)
+    if a < b then return a - b + TOTALS end
+    return a - b
+  end
 
--- The log of a key as of now, or nil and why not. It is written back by write_log alone.
---   stored  the header's member in Redis, where the entry being filled stands there already
---   dirty   it differs from what Redis holds
---   stale   all that Redis holds has left; left: the oldest entries have
---   expiry  a time for which the key's expiry was set
---   asked   hits that this request takes if it is admitted; sure: hits that it takes or gives back (-) in any case
-local function load_log(key, window)
-  local time, before, after, base, first = 0, 0, 0, 0, 0
-  local stale, left
-  local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
-  if found.err then return nil, found.err end
-  local stored = found[1]
-  if stored then
-    if #stored ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
-    time, before, after, base, first = unpack(ENTRY, stored)
-    if time <= now - window then
-      stored, stale, time, before, after, base, first = nil, true, 0, 0, 0, 0, 0
-    elseif time > now + window then
-      -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
-      time = now + window
-      local ahead = call('ZRANGEBYSCORE', key, '-inf', -time)
-      local _
-      _, before = unpack(ENTRY, ahead[#ahead])
-      if first > time then first = time end
-      stored = pack(ENTRY, time, before, after, base, first)
-      call('ZREMRANGEBYSCORE', key, '-inf', -time)
-      call('ZADD', key, -time, stored)
-      call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
-    elseif first <= now - window then
-      local oldest = call('ZREVRANGEBYSCORE', key, window - now - 1, '-inf', 'LIMIT', '0', '1')[1]
-      local oldest_before
-      first, oldest_before = unpack(ENTRY, oldest)
-      if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
-      left = true
+  -- The log of a key as of now, or nil and why not.
+  --   stored  the header's member in Redis, where the entry being filled stands there already
+  --   stale   all that Redis holds has left; left: the oldest entries have
+  --   expiry  a time for which the key's expiry was set
+  local function load(key, window)
+    local time, before, after, base, first, used = 0, 0, 0, 0, 0, 0
+    local stale, left
+    local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
+    if found.err then return nil, found.err end
+    local stored = found[1]
+    if stored then
+      if #stored ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
+      time, before, after, base, first = unpack(ENTRY, stored)
+      if time <= now - window then
+        stored, stale, time, before, after, base, first = nil, true, 0, 0, 0, 0, 0
+      elseif time > now + window then
+        -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
+        time = now + window
+        local ahead = call('ZRANGEBYSCORE', key, '-inf', -time)
+        local _
+        _, before = unpack(ENTRY, ahead[#ahead])
+        if first > time then first = time end
+        stored = pack(ENTRY, time, before, after, base, first)
+        call('ZREMRANGEBYSCORE', key, '-inf', -time)
+        call('ZADD', key, -time, stored)
+        call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
+      elseif first <= now - window then
+        local oldest = call('ZREVRANGEBYSCORE', key, window - now - 1, '-inf', 'LIMIT', '0', '1')[1]
+        local oldest_before
+        first, oldest_before = unpack(ENTRY, oldest)
+        if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
+        left = true
+      end
+      used = after - base
+      if used < 0 then used = used + TOTALS end
+    end
+    return { algorithm = algorithm, key = key, window = window, time = time, before = before, after = after, base = base,
+      first = first, used = used, stored = stored, stale = stale, left = left, expiry = time, asked = 0, sure = 0 }
+  end
+
+  local function write(log)
+    local key, window, time = log.key, log.window, log.time
+    if log.stale then call('DEL', key)
+    elseif log.left then call('ZREMRANGEBYSCORE', key, window - now, '+inf') end
+    local header = pack(ENTRY, time, log.before, log.after, log.base, log.first)
+    call('ZADD', key, -time, header)
+    -- After ZADD: to remove a key's only member would drop its expiry.
+    if log.stored and log.stored ~= header then call('ZREM', key, log.stored) end
+    local step = window / 8 -- the expiry is set once in so long, and reaches one step further
+    if time - time % step ~= log.expiry - log.expiry % step then
+      call('PEXPIRE', key, math.ceil((time + window + step - now) / 1000))
+    end
+    log.stored, log.expiry, log.dirty, log.stale, log.left = header, time, nil, nil, nil
+  end
+
+  -- Records hits at the end of the current tick, or later, in the newest entry, where time went ahead.
+  local function record(log, hits, tick)
+    local at = now - now % tick + tick - 1
+    if at > log.time then
+      if log.dirty then write(log) end
+      log.stored, log.time, log.before = nil, at, log.after
+      if log.first == 0 then log.first = at end
+    end
+    if log.after >= TOTALS - hits then log.after = log.after - (TOTALS - hits) else log.after = log.after + hits end
+    log.used, log.dirty = log.used + hits, true
+  end
+
+  -- The time of the oldest entry by whose leaving so many of the counted hits have left. Binary search by rank.
+  local function nth(log, hits)
+    if log.dirty then write(log) end
+    local newest, oldest = 0, call('ZCOUNT', log.key, '-inf', log.window - now - 1) - 1
+    while newest < oldest do
+      local rank = math.ceil((newest + oldest) / 2)
+      local _, _, after = unpack(ENTRY, call('ZRANGE', log.key, rank, rank)[1])
+      if minus(after, log.base) >= hits then newest = rank else oldest = rank - 1 end
+    end
+    return (unpack(ENTRY, call('ZRANGE', log.key, newest, newest)[1]))
+  end
+
+  -- Takes the oldest hits out, as if they had left.
+  local function refund(log, hits)
+    if hits >= log.used then
+      if log.first > 0 then
+        call('DEL', log.key)
+        log.time, log.before, log.after, log.base, log.first, log.used, log.expiry = 0, 0, 0, 0, 0, 0, 0
+        log.stored, log.dirty, log.stale, log.left = nil, nil, nil, nil
+      end
+    elseif hits > 0 then
+      log.first = nth(log, hits + 1)
+      if log.base >= TOTALS - hits then log.base = log.base - (TOTALS - hits) else log.base = log.base + hits end
+      call('ZREMRANGEBYSCORE', log.key, '(' .. string.format('%.0f', -log.first), '+inf')
+      if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
+      log.used, log.left, log.dirty = log.used - hits, nil, true
     end
   end
-  return { key = key, window = window, time = time, before = before, after = after, base = base, first = first,
-    stored = stored, stale = stale, left = left, expiry = time, asked = 0, sure = 0 }
-end
 
-local function write_log(log)
-  local key, window, time = log.key, log.window, log.time
-  if log.stale then call('DEL', key)
-  elseif log.left then call('ZREMRANGEBYSCORE', key, window - now, '+inf') end
-  local header = pack(ENTRY, time, log.before, log.after, log.base, log.first)
-  call('ZADD', key, -time, header)
-  -- After ZADD: to remove a key's only member would drop its expiry.
-  if log.stored and log.stored ~= header then call('ZREM', key, log.stored) end
-  local step = window / 8 -- the expiry is set once in so long, and reaches one step further
-  if time - time % step ~= log.expiry - log.expiry % step then
-    call('PEXPIRE', key, math.ceil((time + window + step - now) / 1000))
+  -- Until at most `hits`, fewer than now, are counted, in microseconds.
+  local function wait(log, hits)
+    local leaving, time = log.used - hits, log.first
+    if leaving > 1 then time = nth(log, leaving) end
+    return time + log.window - now
   end
-  log.stored, log.expiry, log.dirty, log.stale, log.left = header, time, nil, nil, nil
-end
 
--- Records hits at the end of the current tick, or later, in the newest entry, where time went ahead.
-local function record_in_log(log, hits, tick)
-  local at = now - now % tick + tick - 1
-  if at > log.time then
-    if log.dirty then write_log(log) end
-    log.stored, log.time, log.before = nil, at, log.after
-    if log.first == 0 then log.first = at end
+  -- Until the oldest hits leave; 0 if there are none.
+  local function reset(log)
+    if log.first == 0 then return 0 end
+    return log.first + log.window - now
   end
-  if log.after >= TOTALS - hits then log.after = log.after - (TOTALS - hits) else log.after = log.after + hits end
-  log.dirty = true
+
+  algorithm = { load = load, record = record, refund = refund, wait = wait, reset = reset, write = write }
+  return algorithm
 end
 
--- Records hits although they are denied, as far as a log can hold them.
-local function charge_to_log(log, hits, coarse_tick)
-  local room = USED_MOST - minus(log.after, log.base)
-  if room > 0 then record_in_log(log, math.min(hits, room), coarse_tick) end
-end
-
--- The time of the oldest entry by whose leaving so many of the counted hits have left. Binary search by rank.
-local function nth_of_log(log, hits)
-  if log.dirty then write_log(log) end
-  local newest, oldest = 0, call('ZCOUNT', log.key, '-inf', log.window - now - 1) - 1
-  while newest < oldest do
-    local rank = math.ceil((newest + oldest) / 2)
-    local _, _, after = unpack(ENTRY, call('ZRANGE', log.key, rank, rank)[1])
-    if minus(after, log.base) >= hits then newest = rank else oldest = rank - 1 end
-  end
-  return (unpack(ENTRY, call('ZRANGE', log.key, newest, newest)[1]))
-end
-
--- Takes the oldest hits out, as if they had left.
-local function refund_log(log, hits)
-  local counted = minus(log.after, log.base)
-  if hits >= counted then
-    if log.first > 0 then
-      call('DEL', log.key)
-      log.time, log.before, log.after, log.base, log.first, log.expiry = 0, 0, 0, 0, 0, 0
-      log.stored, log.dirty, log.stale, log.left = nil, nil, nil, nil
-    end
-  elseif hits > 0 then
-    log.first = nth_of_log(log, hits + 1)
-    if log.base >= TOTALS - hits then log.base = log.base - (TOTALS - hits) else log.base = log.base + hits end
-    call('ZREMRANGEBYSCORE', log.key, '(' .. string.format('%.0f', -log.first), '+inf')
-    if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
-    log.left, log.dirty = nil, true
-  end
-end
-
--- Until `need` hits more than the `used` ones fit, in microseconds; -1: never.
-local function wait_for_log(log, used, limit, need)
-  local too_many = used + need - limit
-  if need > limit then return -1 end
-  if too_many <= 0 then return 0 end
-  local time = log.first
-  if too_many > 1 then time = nth_of_log(log, too_many) end
-  return time + log.window - now
-end

@@ -1,27 +1,8 @@
-//! The sliding-window log: every hit, or every tick of hits, is remembered for one window. Here stands what a hit asks
-//! of a log ([`LogAsk`], for both stores) and the log itself as the memory store keeps it; sliding_window_log.lua is its
-//! twin in Redis. It knows no keys, requests or clocks: time is an argument, in microseconds.
+//! The sliding-window log: every hit, or every tick of hits, is remembered for one window. Here is the log as the memory
+//! store keeps it; sliding_window_log.lua is its twin in Redis, and the one that must cope with time that goes back. It
+//! knows no keys, requests or clocks: time is an argument, in microseconds.
 
 use std::collections::VecDeque;
-use std::time::Duration;
-
-use crate::hit::{Hit, Tally};
-use crate::limit::{Algorithm, Cost};
-
-/// What one hit asks of its log, in plain numbers: hits and microseconds.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::store) struct LogAsk {
-    pub limit: u64,
-    pub window: u64,
-    /// Admitted hits share an entry for so long.
-    pub tick: u64,
-    /// Hits that are recorded although denied do for so long.
-    pub coarse_tick: u64,
-    /// What must fit.
-    pub need: u64,
-    /// What is recorded, or given back.
-    pub amount: u64,
-}
 
 /// A counter's hits of the last window, oldest first, an entry each tick.
 #[derive(Debug, Default)]
@@ -39,30 +20,7 @@ struct LogEntry {
     total: u64,
 }
 
-impl LogAsk {
-    pub fn new(hit: &Hit<'_>) -> Self {
-        let Algorithm::SlidingWindowLog { log_entries } = hit.counter.algorithm;
-        let window = hit.counter.window;
-        Self {
-            limit: hit.limit.get(),
-            window: window.micros(),
-            tick: log_entries.tick(hit.limit, window),
-            coarse_tick: log_entries.coarse_tick(window),
-            need: hit.cost.need(),
-            amount: hit.cost.amount(),
-        }
-    }
-
-    /// The tally of a hit whose log holds `used` hits after its request; `wait` is None where it can never fit.
-    pub fn tally(&self, over: bool, used: u64, wait: Option<u64>) -> Tally {
-        Tally { over, used, remaining: self.limit.saturating_sub(used), reset: Duration::from_micros(wait.unwrap_or(self.window)) }
-    }
-}
-
 impl Log {
-    /// The most hits that a log holds, denied ones included: 2^52.
-    pub const USED_MOST: u64 = Cost::MOST;
-
     /// Lets go of what has left by now: a hit made at t counts until t + window, that moment excluded.
     pub fn expire(&mut self, now: u64, window: u64) {
         let left = self.entries.partition_point(|entry| entry.time + window <= now);
@@ -81,9 +39,6 @@ impl Log {
 
     /// Records hits at the end of the tick, or in the newest entry where that lies later still: time never goes back.
     pub fn record(&mut self, now: u64, hits: u64, tick: u64) {
-        if hits == 0 {
-            return;
-        }
         let at = now - now % tick + tick - 1;
         match self.entries.back_mut() {
             Some(newest) if newest.time >= at => newest.total = newest.total.wrapping_add(hits),
@@ -110,9 +65,9 @@ impl Log {
         );
     }
 
-    /// When the oldest counted hits leave; None where there are none.
-    pub fn oldest_leaves(&self, window: u64) -> Option<u64> {
-        self.entries.front().map(|oldest| oldest.time + window)
+    /// When the oldest counted hits leave; 0 where there are none.
+    pub fn oldest_leaves(&self, window: u64) -> u64 {
+        self.entries.front().map_or(0, |oldest| oldest.time + window)
     }
 
     /// When the newest counted hits leave, and with them the last of what the log holds; 0 where there are none.
@@ -120,13 +75,10 @@ impl Log {
         self.entries.back().map_or(0, |newest| newest.time + window)
     }
 
-    /// Until `need` more hits fit under `limit`, in microseconds; None: never.
-    pub fn wait(&self, now: u64, window: u64, limit: u64, need: u64) -> Option<u64> {
-        if need > limit {
-            return None;
-        }
-        let too_many = (self.used() + need).saturating_sub(limit);
-        let by = self.entries.partition_point(|entry| entry.total.wrapping_sub(self.base) < too_many);
-        if too_many == 0 { Some(0) } else { self.entries.get(by).map(|entry| (entry.time + window).saturating_sub(now)) }
+    /// Until at most `hits`, fewer than now, are counted.
+    pub fn wait(&self, now: u64, window: u64, hits: u64) -> u64 {
+        let leaving = self.used().saturating_sub(hits);
+        let by = self.entries.partition_point(|entry| entry.total.wrapping_sub(self.base) < leaving);
+        self.entries.get(by).map_or(0, |entry| (entry.time + window).saturating_sub(now))
     }
 }

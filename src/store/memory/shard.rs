@@ -8,14 +8,15 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use super::Home;
-use crate::store::algorithm::sliding_window_log::Log;
+use crate::store::algorithm::State;
 
 #[derive(Default)]
 pub(super) struct Shard {
     /// Places in `slots`, by key.
     places: HashTable<usize>,
     slots: Slab<Slot>,
-    /// Exactly one entry for each slot: its expiry, or an earlier time that is put right when it comes to the top.
+    /// Exactly one entry for each slot: its expiry, or an earlier time that is put right when it comes to the top. (A later
+    /// one, where a refund let what it held leave earlier.)
     expiries: BinaryHeap<Reverse<(u64, usize)>>,
 }
 
@@ -23,7 +24,7 @@ struct Slot {
     key: Box<[u8]>,
     hash: u64,
     window: u64,
-    log: Log,
+    state: State,
 }
 
 /// What came of the note that was first in the order of expiry.
@@ -38,21 +39,21 @@ impl Shard {
         self.slots.len()
     }
 
-    /// Takes a counter's log out, to be put back under the same lock. An empty one where there is none.
-    pub fn take(&mut self, hash: u64, key: &[u8]) -> (Option<usize>, Log) {
-        let slots = &mut self.slots;
-        let slot = self.places.find(hash, |place| slots.get(*place).is_some_and(|slot| *slot.key == *key)).copied();
-        let log = slot.and_then(|place| slots.get_mut(place)).map(|slot| std::mem::take(&mut slot.log));
-        (slot, log.unwrap_or_default())
+    /// Takes a counter out of its slot, to be put back under the same lock. None where there is none.
+    pub fn take(&mut self, hash: u64, key: &[u8]) -> Option<(usize, State)> {
+        let slots = &self.slots;
+        let place = *self.places.find(hash, |place| slots.get(*place).is_some_and(|slot| *slot.key == *key))?;
+        let slot = self.slots.get_mut(place)?;
+        Some((place, std::mem::take(&mut slot.state)))
     }
 
-    /// Puts a counter's log back. An empty one gets no new slot; a slot goes only when its time comes.
-    pub fn put(&mut self, home: Home, log: Log) {
+    /// Puts a counter back. An empty one gets no new slot; a slot goes only when its time comes.
+    pub fn put(&mut self, home: Home, state: State, now: u64) {
         match home.slot.and_then(|place| self.slots.get_mut(place)) {
-            Some(slot) => slot.log = log,
-            None if log.used() > 0 => {
-                let expiry = log.newest_leaves(home.window);
-                let place = self.slots.insert(Slot { key: home.key, hash: home.hash, window: home.window, log });
+            Some(slot) => slot.state = state,
+            None if state.used(now, home.window) > 0 => {
+                let expiry = state.leaves(home.window);
+                let place = self.slots.insert(Slot { key: home.key, hash: home.hash, window: home.window, state });
                 let slots = &self.slots;
                 self.places.insert_unique(home.hash, place, |place| slots.get(*place).map_or(0, |slot| slot.hash));
                 self.expiries.push(Reverse((expiry, place)));
@@ -87,7 +88,7 @@ impl Shard {
         if noted > time {
             return None;
         }
-        let expiry = self.slots.get(place).map_or(0, |slot| slot.log.newest_leaves(slot.window));
+        let expiry = self.slots.get(place).map_or(0, |slot| slot.state.leaves(slot.window));
         self.expiries.pop();
         if expiry > noted {
             self.expiries.push(Reverse((expiry, place)));

@@ -5,17 +5,19 @@ use hashbrown::HashMap;
 use redis::Value;
 
 use crate::hit::{Hit, Kind, Verdict};
-use crate::store::algorithm::sliding_window_log::LogAsk;
+use crate::limit::Algorithm;
+use crate::store::algorithm::Terms;
 use crate::store::{StoreError, key};
 
 /// One hit, owned: it waits in the queue when its request may be long gone.
 pub(super) struct Ask {
     key: Box<[u8]>,
+    algorithm: u8,
     kind: Kind,
     count_denied: bool,
     refund: bool,
     last: Last,
-    log: LogAsk,
+    terms: Terms,
 }
 
 /// What ends with a hit.
@@ -32,17 +34,14 @@ pub(super) struct Batch {
     pub keys: Vec<Box<[u8]>>,
     /// The hits.
     pub hits: Vec<u8>,
-    requests: Vec<Vec<LogAsk>>,
+    requests: Vec<Vec<Terms>>,
 }
-
-/// The script's number for the sliding-window log.
-const SLIDING_WINDOW_LOG: u8 = 1;
 
 /// The most hits of one request: the script is told a hit's counter in two bytes.
 pub(super) const HITS_MAX: usize = 65_535;
 
-/// Bytes of one hit on a log.
-const HIT_SIZE: usize = 5 + 2 + 6 * 7;
+/// Bytes of one hit.
+const HIT_SIZE: usize = 5 + 2 + 7 * 7;
 
 /// A request's hits, for the queue.
 pub(super) fn asks(hits: &[Hit<'_>]) -> Vec<Ask> {
@@ -51,6 +50,11 @@ pub(super) fn asks(hits: &[Hit<'_>]) -> Vec<Ask> {
         .zip(ends)
         .map(|(hit, next)| Ask {
             key: key::encode(&hit.counter),
+            algorithm: match hit.counter.algorithm {
+                Algorithm::SlidingWindowLog { .. } => 1,
+                Algorithm::TokenBucket { .. } => 2,
+                Algorithm::FixedWindow => 3,
+            },
             kind: hit.kind,
             count_denied: hit.count_denied,
             refund: hit.cost.is_refund(),
@@ -59,7 +63,7 @@ pub(super) fn asks(hits: &[Hit<'_>]) -> Vec<Ask> {
                 Some(next) if next != hit.descriptor => Last::Descriptor,
                 Some(_) => Last::Nothing,
             },
-            log: LogAsk::new(hit),
+            terms: Terms::of(hit),
         })
         .collect()
 }
@@ -77,7 +81,7 @@ impl Batch {
                 });
                 ask.write(place, &mut batch.hits);
             }
-            batch.requests.push(asks.iter().map(|ask| ask.log).collect());
+            batch.requests.push(asks.iter().map(|ask| ask.terms).collect());
         }
         batch
     }
@@ -89,7 +93,7 @@ impl Batch {
     pub fn read(&self, reply: Value) -> Result<Vec<Result<Verdict, StoreError>>, StoreError> {
         let Value::Array(values) = reply else { return Err(malformed()) };
         let mut values = values.into_iter();
-        self.requests.iter().map(|asks| read_request(asks, &mut values)).collect()
+        self.requests.iter().map(|hits| read_request(hits, &mut values)).collect()
     }
 }
 
@@ -102,25 +106,25 @@ impl Ask {
             Kind::Quota => 2,
             Kind::QuotaShadow => 3,
         };
-        out.extend([SLIDING_WINDOW_LOG, kind, u8::from(self.count_denied), u8::from(self.refund), self.last as u8]);
+        out.extend([self.algorithm, kind, u8::from(self.count_denied), u8::from(self.refund), self.last as u8]);
         out.extend(place.to_be_bytes());
-        let LogAsk { limit, window, tick, coarse_tick, need, amount } = self.log;
-        for number in [limit, window, tick, coarse_tick, need, amount] {
+        let Terms { limit, most, window, need, amount, pace, pace_denied } = self.terms;
+        for number in [limit, most, window, need, amount, pace, pace_denied] {
             out.extend(&number.to_be_bytes()[1..]);
         }
     }
 }
 
-fn read_request(asks: &[LogAsk], values: &mut impl Iterator<Item = Value>) -> Result<Result<Verdict, StoreError>, StoreError> {
+fn read_request(hits: &[Terms], values: &mut impl Iterator<Item = Value>) -> Result<Result<Verdict, StoreError>, StoreError> {
     let admitted = match values.next() {
         Some(Value::Int(admitted)) => admitted == 1,
         Some(Value::BulkString(why)) => return Ok(Err(StoreError::Reply(String::from_utf8_lossy(&why).into_owned()))),
         _ => return Err(malformed()),
     };
-    let tallies = asks.iter().map(|ask| match (values.next(), values.next(), values.next()) {
+    let tallies = hits.iter().map(|terms| match (values.next(), values.next(), values.next()) {
         (Some(Value::Int(over)), Some(Value::Int(used)), Some(Value::Int(wait))) => {
             // A wait of -1 says: never.
-            Ok(ask.tally(over == 1, used.unsigned_abs(), u64::try_from(wait).ok()))
+            Ok(terms.tally(over == 1, used.unsigned_abs(), u64::try_from(wait).ok()))
         }
         _ => Err(malformed()),
     });

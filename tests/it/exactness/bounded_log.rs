@@ -39,7 +39,7 @@ fn a_bounded_log_lies_between_an_exact_log_of_its_window_and_one_of_a_tick_more(
 }
 
 async fn lies_between(stream: &Stream, clock: &SteppedClock, store: &Store) -> Result<(), String> {
-    let rule = Rule { action: "a", limit: stream.limit, window: stream.window, entries: stream.entries };
+    let rule = Rule::new("a", stream.limit, stream.window).entries(stream.entries);
     let mut recorded: Vec<(u64, u64)> = Vec::new();
     for (number, ask) in stream.asks.iter().enumerate() {
         clock.step(stream.window * ask.per_mille / 1_000 + ask.micros);

@@ -26,8 +26,9 @@ fn clocks_that_go_back_at_random_never_take_a_counter_over_its_limit() {
         server.command(&["FLUSHALL"]);
         let clock = SteppedClock::starting_at(START);
         let store = redis_store(&server, &clock);
-        // Exact, and with two entries, the newer of which stands up to a whole window ahead of now.
-        for rule in [Rule::new("exact", LIMIT, WINDOW), Rule { entries: 2, ..Rule::new("coarse", LIMIT, WINDOW) }] {
+        // Of the logs one is exact, and one has two entries, the newer of which stands up to a whole window ahead of now.
+        let rule = |action| Rule::new(action, LIMIT, WINDOW);
+        for rule in [rule("exact"), rule("coarse").entries(2), rule("bucket").by(BUCKET), rule("fixed").by(Algorithm::FixedWindow)] {
             clock.set(START);
             let outcome = runtime.block_on(holds(&jumps, &clock, &store, rule));
             outcome.map_err(|why| TestCaseError::fail(format!("{}: {why}", rule.action)))?;
@@ -37,7 +38,9 @@ fn clocks_that_go_back_at_random_never_take_a_counter_over_its_limit() {
 }
 
 async fn holds(jumps: &[Jump], clock: &SteppedClock, store: &Store, rule: Rule) -> Result<(), String> {
-    // The counter's own time, and what was admitted by it since the clock last went back by more than a window.
+    // The counter's own time, and what was admitted by it since the clock last went back by more than a window. A fixed
+    // window's own time is the beginning of the window in force.
+    let of = |time: u64| if rule.algorithm == Algorithm::FixedWindow { time - time % WINDOW } else { time };
     let (mut time, mut admitted) = (0, Vec::new());
     let mut latest = START;
     let two_windows = Duration::from_micros(2 * WINDOW);
@@ -46,8 +49,8 @@ async fn holds(jumps: &[Jump], clock: &SteppedClock, store: &Store, rule: Rule) 
         clock.set(clock.now().saturating_add_signed(by));
         let now = clock.now();
         latest = latest.max(now);
-        if time > now + WINDOW {
-            (time, admitted) = (now + WINDOW, Vec::new());
+        if time > of(now + WINDOW) {
+            (time, admitted) = (of(now + WINDOW), Vec::new());
         }
         let verdict = store.decide(&[rule.hits(jump.cost)], None).await.map_err(|error| error.to_string())?;
         let tally = verdict.tallies[0];
@@ -55,16 +58,12 @@ async fn holds(jumps: &[Jump], clock: &SteppedClock, store: &Store, rule: Rule) 
             return Err(format!("jump {number}: a wait of {:?}", tally.reset));
         }
         if verdict.admitted {
-            time = now.max(time);
+            time = of(now).max(time);
             admitted.push((time, jump.cost));
-            let held: u64 = admitted.iter().filter(|(at, _)| at + WINDOW > time).map(|(_, cost)| cost).sum();
-            if held > LIMIT {
-                return Err(format!("jump {number}: {held} hits in the window that ends at {time}"));
-            }
+            holds_by(rule.algorithm, &admitted).map_err(|why| format!("jump {number}: {why}"))?;
         }
-        let most = Rule { limit: Limit::MOST, ..rule };
-        let peek = store.decide(&[most.hits(0)], None).await.map_err(|error| error.to_string())?;
-        let used = Limit::MOST - peek.tallies[0].remaining;
+        let peek = store.decide(&[rule.hits(0)], None).await.map_err(|error| error.to_string())?;
+        let used = peek.tallies[0].used;
         if used > LIMIT {
             return Err(format!("jump {number}: {used} are counted"));
         }
@@ -73,6 +72,25 @@ async fn holds(jumps: &[Jump], clock: &SteppedClock, store: &Store, rule: Rule) 
     clock.set(latest + 2 * WINDOW);
     let all = store.decide(&[rule.hits(LIMIT)], None).await.map_err(|error| error.to_string())?;
     if all.admitted { Ok(()) } else { Err(String::from("two windows later the counter is not free")) }
+}
+
+/// Whether what was admitted, at its counter's own times, is what the algorithm promises.
+fn holds_by(algorithm: Algorithm, admitted: &[(u64, u64)]) -> Result<(), String> {
+    let time = admitted.last().map_or(0, |(time, _)| *time);
+    for (from, _) in admitted {
+        let since: u64 = admitted.iter().filter(|(at, _)| at >= from).map(|(_, cost)| cost).sum();
+        let most = match algorithm {
+            // From then on the burst, and what has drained meanwhile.
+            Algorithm::TokenBucket { .. } => LIMIT + (time - from) * LIMIT / WINDOW,
+            // All from then on lies in one window, if the last does.
+            _ if from + WINDOW > time => LIMIT,
+            _ => continue,
+        };
+        if since > most {
+            return Err(format!("{since} hits from {from} to {time}, of at most {most}"));
+        }
+    }
+    Ok(())
 }
 
 fn jump() -> impl Strategy<Value = Jump> {

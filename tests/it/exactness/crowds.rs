@@ -9,7 +9,7 @@ use super::*;
 const LIMIT: u64 = 50;
 const ASKERS: usize = 4;
 const ASKS: usize = 40;
-const WINDOWS: u64 = 5;
+const WINDOWS: usize = 6;
 
 #[test]
 fn threads_on_one_memory_store_are_admitted_exactly_the_limit_in_each_window() {
@@ -28,8 +28,10 @@ fn stores_on_one_redis_are_admitted_exactly_the_limit_in_each_window() {
 /// Each asker has a thread, a runtime and a store of its own, as a server's thread has.
 fn crowd(clock: &SteppedClock, store: impl Fn() -> Store + Sync) {
     // What the request asks of the second, the first has room for: a request that took of one alone would show.
-    let (wide, narrow) = (Rule::new("wide", LIMIT * 2, MINUTE), Rule::new("narrow", LIMIT, MINUTE));
     for window in 0..WINDOWS {
+        // Of two algorithms, by turns.
+        let of = |number: usize| Algorithm::ALL[number % 3];
+        let (wide, narrow) = (Rule::new("wide", LIMIT * 2, MINUTE).by(of(window)), Rule::new("narrow", LIMIT, MINUTE).by(of(window + 1)));
         let admitted = AtomicU64::new(0);
         thread::scope(|scope| {
             for asker in 0..ASKERS {

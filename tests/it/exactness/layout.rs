@@ -72,7 +72,7 @@ impl Dice {
 fn the_newest_entry_says_what_is_used_and_when_the_oldest_counted_hit_was() {
     for (action, limit, entries) in [("exact", 8, 8), ("coarse", 40, 5)] {
         let (bench, mut model, mut dice) = (Bench::redis(), Model::default(), Dice(5));
-        let rule = Rule { entries, ..Rule::new(action, limit, MINUTE) };
+        let rule = Rule::new(action, limit, MINUTE).entries(entries);
         for step in 0..1_000 {
             bench.clock.step(dice.below(15 * SECOND));
             let hit = dice.hit(rule);
@@ -98,7 +98,7 @@ fn the_newest_entry_says_what_is_used_and_when_the_oldest_counted_hit_was() {
 fn refunds_and_charges_leave_no_more_than_twice_the_entries() {
     for (action, limit, entries) in [("two", 2, 2), ("three", 9, 3), ("exact", 10, 10), ("coarse", 1_000, 10)] {
         let (bench, mut dice, mut most) = (Bench::redis(), Dice(17), 0);
-        let rule = Rule { entries, ..Rule::new(action, limit, MINUTE) };
+        let rule = Rule::new(action, limit, MINUTE).entries(entries);
         for _ in 0..1_500 {
             bench.clock.step(dice.below(2 * SECOND));
             bench.ask(&dice.hit(rule));
@@ -114,7 +114,7 @@ fn refunds_and_charges_leave_no_more_than_twice_the_entries() {
 fn the_expiry_reaches_until_the_newest_entry_has_left() {
     let bench = Bench::on(RedisServer::start());
     for (action, limit, entries) in [("exact", 5, 128), ("coarse", 300, 10)] {
-        let rule = Rule { entries, ..Rule::new(action, limit, DAY) };
+        let rule = Rule::new(action, limit, DAY).entries(entries);
         let (mut dice, mut set_to, mut gone_at) = (Dice(29), 0, 0);
         for step in 0..400 {
             bench.clock.step(dice.below(DAY / 12));

@@ -47,7 +47,7 @@ fn a_cost_of_any_size_is_one_entry() {
 #[test]
 fn a_log_never_holds_more_than_twice_its_entries_whatever_comes() {
     let bench = Bench::redis();
-    for rule in [Rule { entries: 10, ..Rule::new("exact", 10, MINUTE) }, Rule { entries: 10, ..Rule::new("coarse", 1_000, MINUTE) }] {
+    for rule in [Rule::new("exact", 10, MINUTE).entries(10), Rule::new("coarse", 1_000, MINUTE).entries(10)] {
         let mut state = 3_u64;
         let mut most = 0;
         for _ in 0..1_500 {
@@ -65,8 +65,8 @@ fn a_log_never_holds_more_than_twice_its_entries_whatever_comes() {
     }
 }
 
-/// Every key expires by itself: after its newest hit has left (an entry may stand a tick ahead), and at most an eighth of
-/// the window later, in milliseconds rounded up.
+/// Every key expires by itself: after its newest hit has left (an entry may stand a tick ahead, a bucket's debt take a
+/// window and its burst to drain), and at most an eighth of the window later, in milliseconds rounded up.
 #[test]
 fn every_key_expires_within_its_window_and_a_named_slack() {
     let clock_is_the_servers = |server: &RedisServer| {
@@ -75,22 +75,27 @@ fn every_key_expires_within_its_window_and_a_named_slack() {
     };
     let server = RedisServer::start();
     let (runtime, store) = (runtime(), clock_is_the_servers(&server));
-    for (rule, tick) in [
-        (Rule::new("exact", 5, MINUTE), 1),
+    let short = Rule::new("short", 5, 200_000);
+    for (rule, ahead) in [
+        (Rule::new("exact", 5, MINUTE), MINUTE.div_ceil(127)),
         (Rule::new("coarse", 1_000, MINUTE), MINUTE.div_ceil(127)),
-        (Rule::new("short", 5, 200_000), 1),
+        (Rule::new("bucket", 5, MINUTE).by(BUCKET), MINUTE),
+        (Rule::new("fixed", 5, MINUTE).by(Algorithm::FixedWindow), 0),
+        (short, 200_000_u64.div_ceil(127)),
+        (short.by(BUCKET), 200_000),
+        (short.by(Algorithm::FixedWindow), 0),
     ] {
         for hit in [rule.hit(), rule.hit(), rule.refund(1), rule.charge(20)] {
             runtime.block_on(store.decide(&[hit], None)).unwrap();
         }
-        let charged = rule.coarse_tick().max(tick);
-        let most = (rule.window + rule.window / 8 + charged) / 1_000 + 1;
+        let most = (rule.window + rule.window / 8 + ahead) / 1_000 + 1;
         let left = integer(&server.command(&["PTTL", &rule.key()]));
         assert!(left > 0 && left as u64 <= most, "{}: {left} of at most {most}", rule.action);
     }
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while integer(&server.command(&["EXISTS", &Rule::new("short", 5, 200_000).key()])) == 1 {
-        assert!(std::time::Instant::now() < deadline, "the key does not expire");
+    let keys = [short, short.by(BUCKET), short.by(Algorithm::FixedWindow)].map(Rule::key);
+    while keys.iter().any(|key| integer(&server.command(&["EXISTS", key])) == 1) {
+        assert!(std::time::Instant::now() < deadline, "a key does not expire");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -120,23 +125,29 @@ fn the_expiry_reaches_to_the_newest_hit_through_every_kind_of_write() {
 
 #[test]
 fn a_key_of_another_type_fails_its_own_request_and_no_other_of_the_batch() {
-    let bench = Bench::redis();
-    let (broken, fine) = (Rule::new("broken", 5, MINUTE), Rule::new("fine", 5, MINUTE));
-    bench.server().command(&["SET", &broken.key(), "something else"]);
-    let answers = bench.together(&[
-        vec![fine.hit()],
-        vec![broken.hit()],
-        vec![at(0, fine.hit()), at(1, broken.hit())],
-        vec![at(0, broken.hit()), at(1, fine.hit())],
-        vec![fine.hit()],
-    ]);
-    let failed: Vec<bool> =
-        answers.iter().map(|answer| matches!(answer, Err(StoreError::Reply(why)) if why.contains("WRONGTYPE"))).collect();
-    assert_eq!(failed, [false, true, true, true, false], "{answers:?}");
-    assert_eq!(bench.used(fine), 2, "nothing of a failed request is recorded");
-    bench.server().command(&["DEL", &broken.key()]);
-    bench.server().command(&["ZADD", &broken.key(), "1", "no entry of ours"]);
-    assert!(matches!(bench.runtime.block_on(bench.store.decide(&[broken.hit()], None)), Err(StoreError::Reply(_))));
+    for algorithm in Algorithm::ALL {
+        let bench = Bench::redis();
+        let (broken, fine) = (Rule::new("broken", 5, MINUTE).by(algorithm), Rule::new("fine", 5, MINUTE).by(algorithm));
+        bench.server().command(&["RPUSH", &broken.key(), "something else"]);
+        let answers = bench.together(&[
+            vec![fine.hit()],
+            vec![broken.hit()],
+            vec![at(0, fine.hit()), at(1, broken.hit())],
+            vec![at(0, broken.hit()), at(1, fine.hit())],
+            vec![fine.hit()],
+        ]);
+        let failed: Vec<bool> =
+            answers.iter().map(|answer| matches!(answer, Err(StoreError::Reply(why)) if why.contains("WRONGTYPE"))).collect();
+        assert_eq!(failed, [false, true, true, true, false], "{answers:?}");
+        assert_eq!(bench.used(fine), 2, "nothing of a failed request is recorded");
+        bench.server().command(&["DEL", &broken.key()]);
+        match algorithm {
+            Algorithm::SlidingWindowLog { .. } => bench.server().command(&["ZADD", &broken.key(), "1", "no entry of ours"]),
+            _ => bench.server().command(&["SET", &broken.key(), "no counter of ours"]),
+        };
+        let answer = bench.runtime.block_on(bench.store.decide(&[broken.hit()], None));
+        assert!(matches!(&answer, Err(StoreError::Reply(why)) if why.contains("the key holds no")), "{answer:?}");
+    }
 }
 
 #[test]
@@ -246,7 +257,7 @@ fn when_time_goes_back_by_more_than_a_window_hits_move_to_one_window_from_now() 
 #[test]
 fn totals_run_over_2_to_the_53_without_a_trace() {
     let bench = Bench::redis();
-    let rule = Rule { entries: 4, ..Rule::new("a", Limit::MOST, MINUTE) };
+    let rule = Rule::new("a", Limit::MOST, MINUTE).entries(4);
     for round in 0..40 {
         assert!(bench.ask(&rule.hits(Limit::MOST)).0, "round {round}");
         assert!(!bench.ask(&rule.hit()).0);

@@ -26,9 +26,9 @@ const START_MAX: Duration = Duration::from_secs(10);
 /// Somebody else may take the free port between our look and the server's own bind.
 const STARTS_MAX: usize = 5;
 
-/// On such a server keys never expire: PEXPIRE does what ZRANK does, which is nothing. Histories in stepped time need it,
+/// On such a server keys never expire: PEXPIRE does what TOUCH does, which is nothing. Histories in stepped time need it,
 /// for Redis expires keys by real time, and a test may well take longer than a window of 1 ms that stands still.
-const WITHOUT_EXPIRY: [&str; 6] = ["--rename-command", "PEXPIRE", "PEXPIRE-PROPER", "--rename-command", "ZRANK", "PEXPIRE"];
+const WITHOUT_EXPIRY: [&str; 6] = ["--rename-command", "PEXPIRE", "PEXPIRE-PROPER", "--rename-command", "TOUCH", "PEXPIRE"];
 
 impl RedisServer {
     /// A server with nothing in it. Panics where `redis-server` is not installed or does not come up.
