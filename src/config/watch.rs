@@ -129,12 +129,10 @@ impl RulesFiles {
             }
             cause = tokio::select! {
                 () = asked.notified() => Cause::Asked,
-                () = changed.notified() => {
-                    let quiet = async { while timeout(QUIET, changed.notified()).await.is_ok() {} };
-                    // Either way it is time.
-                    let _ = timeout(QUIET_WAIT_MAX, quiet).await;
-                    Cause::Changed
-                }
+                () = changed.notified() => tokio::select! {
+                    () = asked.notified() => Cause::Asked,
+                    () = quiet(&changed) => Cause::Changed,
+                },
                 () = sleep(REREAD) => Cause::Reread,
             };
         }
@@ -231,6 +229,13 @@ impl Found {
     fn fingerprint(&self) -> String {
         hash(self.sources.iter())
     }
+}
+
+/// Ends when nothing has changed for a moment, or has not come to rest for too long.
+async fn quiet(changed: &Notify) {
+    let rest = async { while timeout(QUIET, changed.notified()).await.is_ok() {} };
+    // Either way it is time to read.
+    let _ = timeout(QUIET_WAIT_MAX, rest).await;
 }
 
 /// A folder that held rules and holds none now was most likely not meant to: nothing would be limited any more.

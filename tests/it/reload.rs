@@ -233,6 +233,22 @@ fn writes_without_an_end_do_not_hold_a_reload_off() {
 }
 
 #[test]
+fn a_change_that_the_system_tells_nobody_of_is_found_all_the_same() {
+    let file = scratch("unseen").join("d.yaml");
+    fs::write(&file, rules("d", 1001)).unwrap();
+    // A write by a name that nobody watches, as another machine's on a network file system.
+    let elsewhere = scratch("elsewhere").join("d.yaml");
+    fs::hard_link(&file, &elsewhere).unwrap();
+    let served = Served::at(&file);
+    // Past its start, when it looks by itself for what it may have missed.
+    served.server.signal("HUP");
+    served.server.wait_for_log("are those in force");
+    fs::write(&elsewhere, rules("d", 1002)).unwrap();
+    assert_eq!(served.server.wait_for_logs("rules loaded", 2)["cause"], "reread");
+    assert_eq!(served.limit("d"), Some(1002));
+}
+
+#[test]
 fn counters_survive_a_reload_and_a_changed_limit_judges_the_hits_already_recorded() {
     let folder = scratch("survive");
     let file = folder.join("d.yaml");
@@ -348,4 +364,8 @@ fn a_thousand_reloads_under_load_fail_no_call_and_answer_each_by_one_whole_set_o
         assert!(by_set > RELOADS as u64 / 2, "both sets were asked all the time: {answered:?}");
     }
     assert_eq!(served.metric("ratelimit_service_config_load_error"), 0.0);
+    let files = || fs::read_dir(format!("/proc/{}/fd", served.server.pid())).unwrap();
+    let is_inotify = |file: &Path| fs::read_link(file).is_ok_and(|link| link.to_string_lossy().contains("inotify"));
+    let watchers = || files().filter(|file| file.as_ref().is_ok_and(|file| is_inotify(&file.path()))).count();
+    until("the end of all watches but the last", || watchers() == 1);
 }
