@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::config::Problem;
 use crate::config::watch::{LoadStatus, Refused};
 use crate::descriptor::{Descriptor, Entry, Request, RequestBounds, RequestError};
-use crate::limit::Window;
+use crate::limit::{Algorithm, Window};
 use crate::limiter::RateLimiter;
 use crate::metrics::Metrics;
 use crate::rules::{Effect, LiveRules, Rule, RuleLimit};
@@ -150,6 +150,7 @@ fn rule_as_text(rule: &Rule) -> String {
     let path = [rule.domain().to_owned()].into_iter().chain(rule.levels().map(level)).collect::<Vec<_>>().join(".");
     match rule.effect() {
         Effect::Limits(limits) => limits.iter().map(|limit| format!("{path}: {}\n", limit_as_text(rule, limit))).collect(),
+        Effect::Unlimited { replaces } if !replaces.is_empty() => format!("{path}: unlimited, replaces: {}\n", replaces.join(" ")),
         Effect::Unlimited { .. } => format!("{path}: unlimited\n"),
         Effect::Exempt => format!("{path}: exempt\n"),
     }
@@ -161,6 +162,9 @@ fn limit_as_text(rule: &Rule, limit: &RuleLimit) -> String {
     let ours = [
         ("window", Some(limit.window.to_string())),
         ("algorithm", Some(limit.algorithm.as_str().to_owned())),
+        ("burst", burst(limit).map(|burst| burst.to_string())),
+        ("log_entries", log_entries(limit).map(|entries| entries.to_string())),
+        ("client", (!rule.client_keys().is_empty()).then(|| rule.client_keys().join(" "))),
         ("action", rule.action().map(ToString::to_string)),
         ("name", limit.name.as_deref().map(str::to_owned)),
         ("replaces", (!limit.replaces.is_empty()).then(|| limit.replaces.join(" "))),
@@ -171,6 +175,18 @@ fn limit_as_text(rule: &Rule, limit: &RuleLimit) -> String {
         text.push_str(&format!(", {name}: {value}"));
     }
     text
+}
+
+fn burst(limit: &RuleLimit) -> Option<u64> {
+    let is_bucket = matches!(limit.algorithm, Algorithm::TokenBucket { .. });
+    is_bucket.then(|| limit.algorithm.capacity(limit.limit, limit.window))
+}
+
+fn log_entries(limit: &RuleLimit) -> Option<u32> {
+    match limit.algorithm {
+        Algorithm::SlidingWindowLog { log_entries } => Some(log_entries.get()),
+        Algorithm::TokenBucket { .. } | Algorithm::FixedWindow => None,
+    }
 }
 
 /// The reference server's unit of a window; UNKNOWN where it has none, and the window stands beside it.
@@ -214,6 +230,9 @@ fn rule_as_json(rule: &Rule) -> Vec<Value> {
             "limit": limit.limit.get(),
             "window_seconds": limit.window.micros() as f64 / Window::SECOND.micros() as f64,
             "algorithm": limit.algorithm.as_str(),
+            "burst": burst(limit),
+            "log_entries": log_entries(limit),
+            "client": rule.client_keys(),
             "action": rule.action().map(ToString::to_string),
             "name": limit.name.as_deref(),
             "replaces": limit.replaces,
@@ -225,7 +244,11 @@ fn rule_as_json(rule: &Rule) -> Vec<Value> {
     };
     match rule.effect() {
         Effect::Limits(limits) => limits.iter().map(limit).collect(),
-        Effect::Unlimited { .. } => vec![of("unlimited".into())],
+        Effect::Unlimited { replaces } => {
+            let mut told = of("unlimited".into());
+            told["replaces"] = json!(replaces);
+            vec![told]
+        }
         Effect::Exempt => vec![of("exempt".into())],
     }
 }

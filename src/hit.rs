@@ -13,7 +13,7 @@ use crate::limit::{Algorithm, Cost, Limit, Window};
 
 /// What hits add up in. The limit is no part of it: a changed limit judges the hits already recorded, a changed window
 /// or algorithm starts anew.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Counter<'a> {
     pub domain: &'a str,
     pub client: Client<'a>,

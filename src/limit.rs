@@ -318,7 +318,7 @@ pub(crate) struct Micros(pub u64);
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0 == 0 {
-            return f.write_str("0");
+            return f.write_str("0s");
         }
         let mut left = self.0;
         for (unit, name) in

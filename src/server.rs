@@ -105,7 +105,7 @@ impl Server {
             rules: Arc::clone(rules.live()),
             fallback: policy,
             modes: settings.modes,
-            notices: Arc::new(Notices::default()),
+            notices: Arc::new(Notices::of_rules(&settings.rules)),
             metrics: Arc::clone(&metrics),
             health: health.grpc.clone(),
             serving: Arc::clone(&health.http),

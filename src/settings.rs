@@ -20,25 +20,8 @@ use crate::limiter::Modes;
 /// How to serve, as it was said on the command line and in the environment.
 #[derive(Args, Clone)]
 pub struct ServeArgs {
-    /// A rules file, or a folder of them; may be given several times [default: RUNTIME_ROOT's folder, else config/]
-    #[arg(long, value_name = "PATH")]
-    config: Vec<PathBuf>,
-
-    /// Root of the rules folder, as the reference server has it; the default is taken where it exists
-    #[arg(long, env = "RUNTIME_ROOT", value_name = "PATH", value_parser = path)]
-    runtime_root: Option<PathBuf>,
-
-    /// Folder below the root
-    #[arg(long, env = "RUNTIME_SUBDIRECTORY", value_name = "PATH", value_parser = path)]
-    runtime_subdirectory: Option<PathBuf>,
-
-    /// Folder below that, with the rules in it
-    #[arg(long, env = "RUNTIME_APPDIRECTORY", value_name = "PATH", default_value = "config", value_parser = path)]
-    runtime_appdirectory: PathBuf,
-
-    /// Put the rules of several files with the same domain together
-    #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
-    merge_domain_config: bool,
+    #[command(flatten)]
+    rules: RulesArgs,
 
     /// Say NOT_SERVING until the rules name a domain
     #[arg(long, env = "HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
@@ -163,6 +146,30 @@ pub struct ServeArgs {
     /// text or json
     #[arg(long, env = "LOG_FORMAT", value_name = "FORMAT", default_value = "text", value_parser = log_format)]
     log_format: LogFormat,
+}
+
+/// Which rules files, as it was said; the same for serving and for explaining.
+#[derive(Args, Clone)]
+pub struct RulesArgs {
+    /// A rules file, or a folder of them; may be given several times [default: RUNTIME_ROOT's folder, else config/]
+    #[arg(long, value_name = "PATH")]
+    config: Vec<PathBuf>,
+
+    /// Root of the rules folder, as the reference server has it; the default is taken where it exists
+    #[arg(long, env = "RUNTIME_ROOT", value_name = "PATH", value_parser = path)]
+    runtime_root: Option<PathBuf>,
+
+    /// Folder below the root
+    #[arg(long, env = "RUNTIME_SUBDIRECTORY", value_name = "PATH", value_parser = path)]
+    runtime_subdirectory: Option<PathBuf>,
+
+    /// Folder below that, with the rules in it
+    #[arg(long, env = "RUNTIME_APPDIRECTORY", value_name = "PATH", default_value = "config", value_parser = path)]
+    runtime_appdirectory: PathBuf,
+
+    /// Put the rules of several files with the same domain together
+    #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    merge_domain_config: bool,
 }
 
 /// How to serve, as it is meant.
@@ -309,7 +316,7 @@ impl ServeArgs {
             admin: address("DEBUG_HOST", if self.debug_host.is_empty() { "127.0.0.1" } else { &self.debug_host }, self.debug_port)?,
             healthy_once_loaded: self.healthy_with_at_least_one_config_loaded,
             store,
-            load_options: LoadOptions { merge_domains: self.merge_domain_config },
+            load_options: self.rules.options(),
             modes: Modes { shadow: self.shadow_mode, quota: self.quota_mode, near_limit_ratio: self.near_limit_ratio },
             reply: self.reply(),
             on_store_failure: self.on_store_failure,
@@ -318,7 +325,7 @@ impl ServeArgs {
             request_bytes_max: self.max_request_bytes,
             serving_threads: self.serving_threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
             shutdown_delay: self.shutdown_delay,
-            rules: self.rules(),
+            rules: self.rules.paths(),
             warnings,
         })
     }
@@ -333,20 +340,6 @@ impl ServeArgs {
             HeadersFormat::Draft10 => LimitHeaders::Draft10,
         };
         ReplyOptions { headers: self.limit_response_headers_enabled.then_some(headers), dynamic_metadata: self.response_dynamic_metadata }
-    }
-
-    fn rules(self) -> Vec<PathBuf> {
-        if !self.config.is_empty() {
-            return self.config;
-        }
-        let default_root = PathBuf::from(RUNTIME_ROOT);
-        match self.runtime_root.filter(|root| !root.as_os_str().is_empty()).or_else(|| default_root.is_dir().then_some(default_root)) {
-            Some(root) => {
-                let below = |folder: PathBuf| folder.strip_prefix("/").map(Path::to_owned).unwrap_or(folder);
-                vec![root.join(below(self.runtime_subdirectory.unwrap_or_default())).join(below(self.runtime_appdirectory))]
-            }
-            None => vec![PathBuf::from("config")],
-        }
     }
 
     fn store(&self, warnings: &mut Vec<String>) -> Result<StoreSettings, SettingsError> {
@@ -364,6 +357,27 @@ impl ServeArgs {
             }
             (Some("redis"), None) => Err(SettingsError("BACKEND_TYPE is redis, but REDIS_URL is not set: give it host:port".to_owned())),
             (Some(other), _) => Err(SettingsError(format!("BACKEND_TYPE is memory or redis, not `{other}`"))),
+        }
+    }
+}
+
+impl RulesArgs {
+    pub fn options(&self) -> LoadOptions {
+        LoadOptions { merge_domains: self.merge_domain_config }
+    }
+
+    /// Where they are.
+    pub fn paths(self) -> Vec<PathBuf> {
+        if !self.config.is_empty() {
+            return self.config;
+        }
+        let default_root = PathBuf::from(RUNTIME_ROOT);
+        match self.runtime_root.filter(|root| !root.as_os_str().is_empty()).or_else(|| default_root.is_dir().then_some(default_root)) {
+            Some(root) => {
+                let below = |folder: PathBuf| folder.strip_prefix("/").map(Path::to_owned).unwrap_or(folder);
+                vec![root.join(below(self.runtime_subdirectory.unwrap_or_default())).join(below(self.runtime_appdirectory))]
+            }
+            None => vec![PathBuf::from("config")],
         }
     }
 }

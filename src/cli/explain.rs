@@ -1,25 +1,18 @@
 //! `ratelimitd explain`: what the rules do to a request, told from the rules files alone. A running server tells the same on
 //! its admin port, with what the counters hold.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
-use crate::config::{self, LoadOptions, Problems};
+use crate::config::{self, Problems};
 use crate::descriptor::{Descriptor, Entry, Request, RequestBounds, RequestError};
-use crate::settings::boolean;
+use crate::settings::RulesArgs;
 use crate::store::key_of;
 
 /// Which rules, and the request to explain.
 #[derive(Args)]
 pub struct ExplainArgs {
-    /// A rules file, or a folder of them; may be given several times
-    #[arg(long, value_name = "PATH", default_value = "config")]
-    config: Vec<PathBuf>,
-
-    /// Put the rules of several files with the same domain together
-    #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_parser = boolean)]
-    merge_domain_config: bool,
+    #[command(flatten)]
+    rules: RulesArgs,
 
     /// The domain that Envoy sends
     #[arg(long, value_name = "DOMAIN")]
@@ -42,7 +35,8 @@ pub enum ExplainError {
 
 pub fn run(args: ExplainArgs) -> Result<(), ExplainError> {
     let request = request(args.domain, &args.entries)?;
-    let loaded = config::load(&args.config, LoadOptions { merge_domains: args.merge_domain_config })?;
+    let options = args.rules.options();
+    let loaded = config::load(&args.rules.paths(), options)?;
     let mut explanation = loaded.rules.explain(&request);
     for limit in explanation.limits_mut() {
         limit.key = Some(key_of(&limit.counter));

@@ -150,6 +150,21 @@ fn has(root: &Node, name: &str) -> bool {
     pairs.iter().any(|(key, _)| matches!(&key.value, Value::Scalar { text, .. } if text == name))
 }
 
+/// The keys of a rule that speak of its own limits alone.
+const OF_A_LIMIT: &[&str] = &[
+    "action",
+    "client_id",
+    "count_denied",
+    "shadow_mode",
+    "quota_mode",
+    "detailed_metric",
+    "metadata",
+    "on_store_failure",
+    "algorithm",
+    "log_entries",
+    "burst",
+];
+
 /// What a file describes; `None` where its domain cannot even be named.
 pub(super) fn domain(root: &Node, report: &mut Report<'_>) -> Option<Described> {
     let algorithm = Some(Algorithm::default());
@@ -302,9 +317,23 @@ impl Reader<'_, '_> {
             self.report.problem(node.place, what);
         }
         self.lints.counters(fields.place, &self.path, &rule, self.report);
+        if !matches!(rule.limits, Limits::All(_)) {
+            self.idle(&fields);
+        }
         rule.children = self.rules(&fields).0;
         self.path.pop();
         key_is_known.then_some(rule)
+    }
+
+    /// Warns of keys that say nothing of a rule without a limit of its own. Rules below inherit none of them.
+    fn idle(&mut self, fields: &Fields<'_>) {
+        for name in OF_A_LIMIT {
+            let Some(node) = fields.get(name) else { continue };
+            let is_false = matches!(&node.value, Value::Scalar { text, plain: true } if yaml::boolean(text) == Some(false));
+            if !is_false {
+                self.report.warning(node.place, format!("`{name}` says nothing of a rule that has no limit: move or remove it"));
+            }
+        }
     }
 
     fn exempt(&mut self, fields: &Fields<'_>, limits: Limits) -> Limits {
@@ -328,6 +357,7 @@ impl Reader<'_, '_> {
             self.report.problem(node.place, format!("`{name}` is an empty list: write a limit, or remove it"));
         }
         let mut limits: Vec<RateLimit> = Vec::with_capacity(items.len());
+        let mut places = Vec::with_capacity(items.len());
         for item in items {
             match self.limit_map(name, item, counting) {
                 Some(Limited::Unlimited { replaces }) if items.len() == 1 => return Limits::Unlimited { replaces },
@@ -341,11 +371,33 @@ impl Reader<'_, '_> {
                     };
                     self.report.problem(item.place, format!("a second {} for the same window: {what}", limit.algorithm.as_str()));
                 }
-                Some(Limited::To(limit)) => limits.push(limit),
+                Some(Limited::To(limit)) => {
+                    limits.push(limit);
+                    places.push(item.place);
+                }
                 None => {}
             }
         }
+        self.beside_each_other(&limits, &places);
         Limits::All(limits)
+    }
+
+    /// Limits of one list that could never count, or never deny.
+    fn beside_each_other(&mut self, limits: &[RateLimit], places: &[Place]) {
+        for (limit, place) in limits.iter().zip(places) {
+            if let Some(name) = limits.iter().filter_map(|other| other.name.as_ref()).find(|name| limit.replaces.contains(name)) {
+                let what = format!("`{name}` stands beside it in this list and would never count: remove the limit, or its name here");
+                self.report.problem(*place, what);
+            }
+            let is_log = |limit: &RateLimit| matches!(limit.algorithm, Algorithm::SlidingWindowLog { .. });
+            let denies_first =
+                |other: &&RateLimit| is_log(other) && is_log(limit) && other.window > limit.window && other.limit <= limit.limit;
+            if let Some(other) = limits.iter().find(denies_first) {
+                let (hits, window) = (other.limit.get(), other.window);
+                let what = format!("never denies: the list has {hits} per {window} too, which is tighter; make it smaller, or remove it");
+                self.report.warning(*place, what);
+            }
+        }
     }
 
     fn limit_map(&mut self, name: &str, node: &Node, counting: Counting) -> Option<Limited> {

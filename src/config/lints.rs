@@ -13,8 +13,8 @@ use super::yaml::Place;
 /// What is known of a domain's rules so far.
 #[derive(Default)]
 pub(super) struct Lints {
-    /// The limits that the first rule of an action has, and the line of that rule.
-    actions: HashMap<String, (Vec<RateLimit>, usize)>,
+    /// The limits of each action, and the lines of their rules.
+    actions: HashMap<String, Vec<(RateLimit, usize)>>,
 }
 
 impl Lints {
@@ -46,33 +46,27 @@ impl Lints {
         let Limits::All(limits) = &rule.limits else { return };
         let path = path.iter().map(|(key, value)| (key.as_str(), value.as_deref()));
         let action = rule.action.as_deref().map_or_else(|| Action::of_path(path), Action::named).to_string();
-        let Some((first, line)) = self.actions.get(&action) else {
-            self.actions.insert(action, (limits.clone(), place.line));
-            return;
-        };
+        let known = self.actions.entry(action.clone()).or_default();
         for limit in limits {
-            let what = match first.iter().find(|other| other.shares_a_counter_with(limit)) {
-                None if first.iter().any(|other| other.window == limit.window) => {
-                    "another algorithm in line {line}, so each is counted apart: make them the same, or name two actions"
+            let sharing = known.iter().find(|(other, _)| other.shares_a_counter_with(limit));
+            let (what, line) = match (sharing, known.first()) {
+                (Some((other, line)), _) if other.limit != limit.limit => ("another limit in line {line} for the same hits", line),
+                (Some(_), _) | (None, None) => continue,
+                (None, Some((other, line))) if other.window == limit.window => {
+                    ("another algorithm in line {line}, so each is counted apart", line)
                 }
-                None => "another window in line {line}, so each is counted apart: make them the same, or name two actions",
-                Some(other) if other.limit != limit.limit => {
-                    "another limit in line {line} for the same hits: make them the same, or name two actions"
-                }
-                Some(_) => continue,
+                (None, Some((_, line))) => ("another window in line {line}, so each is counted apart", line),
             };
-            report.warning(place, format!("the action `{action}` has {}", what.replace("{line}", &line.to_string())));
+            let what = what.replace("{line}", &line.to_string());
+            report.warning(place, format!("the action `{action}` has {what}: make them the same, or name two actions"));
         }
+        known.extend(limits.iter().map(|limit| (limit.clone(), place.line)));
     }
 }
 
-/// A literal that differs from a wildcard in nothing that decides.
+/// A literal that differs from a wildcard in its value alone, and not in what it decides or tells.
 fn says_the_same(wildcard: &RuleSpec, literal: &RuleSpec) -> bool {
-    let numbers = |rule: &RuleSpec| match &rule.limits {
-        Limits::All(limits) => limits.iter().map(|RateLimit { limit, window, algorithm, .. }| (*limit, *window, *algorithm)).collect(),
-        Limits::None | Limits::Unlimited { .. } | Limits::Exempt => Vec::new(),
-    };
-    let (one, other) = (numbers(wildcard), numbers(literal));
-    let names_an_action = wildcard.action.is_some() || literal.action.is_some();
-    !one.is_empty() && one == other && wildcard.kind == literal.kind && !names_an_action && literal.children.is_empty()
+    let as_wildcard = RuleSpec { key: wildcard.key.clone(), value: wildcard.value.clone(), ..literal.clone() };
+    let limits = matches!(literal.limits, Limits::All(_)) && !wildcard.share_threshold && literal.action.is_none();
+    limits && literal.children.is_empty() && as_wildcard == *wildcard
 }

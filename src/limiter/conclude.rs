@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::{CurrentLimit, Decision, Modes, Status};
 use crate::descriptor::Request;
-use crate::hit::{Hit, Tally, Verdict};
+use crate::hit::{Counter, Hit, Tally, Verdict};
 use crate::metrics::HitCounts;
 use crate::rules::{Found, Match, Rule, RuleLimit};
 
@@ -17,13 +18,14 @@ const UNLIMITED: u64 = u32::MAX as u64;
 
 pub(super) fn conclude(request: &Request, found: &Found<'_>, verdict: &Verdict, modes: Modes) -> Decision {
     let mut statuses = SmallVec::with_capacity(found.matches.len());
+    let before = used_before(&found.hits, verdict);
     let mut from = 0;
     for (index, (matched, descriptor)) in found.matches.iter().zip(request.descriptors()).enumerate() {
         let count = found.hits[from..].iter().take_while(|hit| hit.descriptor == index).count();
         let mine = from..from + count;
         from = mine.end;
-        let judged = found.hits[mine.clone()].iter().zip(&verdict.tallies[mine.clone()]).zip(&found.limits[mine]);
-        let Some(((hit, tally), limit)) = judged.reduce(|one, other| if is_tighter(other.0, one.0) { other } else { one }) else {
+        let judged = mine.map(|at| (at, (&found.hits[at], &verdict.tallies[at])));
+        let Some((at, (hit, tally))) = judged.reduce(|one, other| if is_tighter(other.1, one.1) { other } else { one }) else {
             let remaining = if let Match::Unlimited(_) = matched { UNLIMITED } else { 0 };
             statuses.push(Status { remaining, ..Status::default() });
             continue;
@@ -33,10 +35,9 @@ pub(super) fn conclude(request: &Request, found: &Found<'_>, verdict: &Verdict, 
             _ => None,
         };
         if let Some(rule) = rule {
-            let recorded = hit.count_denied || verdict.admitted && !tally.over;
-            rule.count(descriptor, &counts(hit, tally, recorded, rule.kind().is_shadow(), modes.near_limit_ratio));
+            rule.count(descriptor, &counts(hit, tally.over, before[at], rule.kind().is_shadow(), modes.near_limit_ratio));
         }
-        statuses.push(status(hit, tally, *limit, rule, modes.quota));
+        statuses.push(status(hit, tally, found.limits[at], rule, modes.quota));
     }
     Decision { admitted: verdict.admitted, statuses }
 }
@@ -76,32 +77,63 @@ fn is_tighter((hit, tally): (&Hit<'_>, &Tally), (other_hit, other): (&Hit<'_>, &
     }
 }
 
-/// What the reference server counts of a hit, its cost split at the near-limit threshold and at the limit. `recorded`: the
-/// tally's `used` has it.
-fn counts(hit: &Hit<'_>, tally: &Tally, recorded: bool, shadow: bool, near_limit_ratio: f64) -> HitCounts {
+/// What each hit's counter held when it was judged: what it held before the request, and on top the request's earlier hits
+/// that fitted or were recorded all the same. (What the request gave back is left out.)
+fn used_before(hits: &[Hit<'_>], verdict: &Verdict) -> SmallVec<[u64; 2]> {
+    let taken = |hit: &Hit<'_>| if hit.cost.is_refund() { 0 } else { hit.cost.amount() };
+    if let ([hit], [tally]) = (hits, verdict.tallies.as_slice()) {
+        let recorded = if hit.count_denied || verdict.admitted && !tally.over { taken(hit) } else { 0 };
+        return [tally.used.saturating_sub(recorded)].into_iter().collect();
+    }
+    let mut held: HashMap<&Counter<'_>, u64> = HashMap::new();
+    let mut tallies = verdict.tallies.as_slice();
+    for descriptor in hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
+        let (mine, rest) = tallies.split_at(descriptor.len().min(tallies.len()));
+        tallies = rest;
+        let fits = verdict.admitted && !mine.iter().any(|tally| tally.over);
+        for (hit, tally) in descriptor.iter().zip(mine) {
+            let held = held.entry(&hit.counter).or_insert(tally.used);
+            if hit.count_denied || fits {
+                *held = held.saturating_sub(taken(hit));
+            }
+        }
+    }
+    let judged = hits.iter().zip(&verdict.tallies).map(|(hit, tally)| {
+        let held = held.entry(&hit.counter).or_default();
+        let before = *held;
+        if hit.count_denied || !tally.over {
+            *held = held.saturating_add(taken(hit));
+        }
+        before
+    });
+    judged.collect()
+}
+
+/// What the reference server counts of a hit that was judged on top of `before`: its cost, split at the near-limit threshold
+/// and at the limit.
+fn counts(hit: &Hit<'_>, over: bool, before: u64, shadow: bool, near_limit_ratio: f64) -> HitCounts {
     if hit.cost.is_refund() {
         return HitCounts::default();
     }
     let (cost, limit) = (hit.cost.amount(), hit.counter.algorithm.capacity(hit.limit, hit.counter.window));
-    let before = if recorded { tally.used.saturating_sub(cost) } else { tally.used };
     let after = before.saturating_add(cost);
     // A limit is below 2^53: the product is exact enough for its floor.
     let near_from = (limit as f64 * near_limit_ratio) as u64;
     let between = |from: u64, to: u64| after.min(to).saturating_sub(before.max(from));
-    let over = if tally.over { between(limit, u64::MAX) } else { 0 };
+    let over_limit = if over { between(limit, u64::MAX) } else { 0 };
     HitCounts {
         total: cost,
-        within: if tally.over { 0 } else { cost },
+        within: if over { 0 } else { cost },
         near: between(near_from, limit),
-        over,
-        shadow: if shadow { over } else { 0 },
+        over: over_limit,
+        shadow: if shadow { over_limit } else { 0 },
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hit::{Action, Counter, Kind};
+    use crate::hit::{Action, Kind};
     use crate::limit::{Algorithm, Cost, Limit, Window};
 
     fn hit(limit: u32, cost: Cost) -> Hit<'static> {
@@ -115,9 +147,12 @@ mod tests {
         Tally { over, used, remaining: 0, reset: Duration::ZERO }
     }
 
-    /// within, near, over
+    /// within, near, over; of a hit alone in its request
     fn split(limit: u32, cost: u64, over: bool, used: u64, recorded: bool) -> (u64, u64, u64) {
-        let counts = counts(&hit(limit, Cost::take(cost)), &tally(over, used), recorded, false, 0.8);
+        let hit = Hit { count_denied: over && recorded, ..hit(limit, Cost::take(cost)) };
+        let verdict = Verdict { admitted: recorded && !over, tallies: [tally(over, used)].into_iter().collect() };
+        let before = used_before(std::slice::from_ref(&hit), &verdict)[0];
+        let counts = counts(&hit, over, before, false, 0.8);
         assert_eq!((counts.total, counts.shadow), (cost, 0));
         (counts.within, counts.near, counts.over)
     }
@@ -143,8 +178,23 @@ mod tests {
 
     #[test]
     fn a_refund_counts_nothing_and_the_part_over_a_shadow_rule_is_told_apart() {
-        assert_eq!(counts(&hit(5, Cost::refund(3)), &tally(false, 2), true, false, 0.8), HitCounts::default());
-        let shadow = counts(&hit(5, Cost::take(3)), &tally(true, 4), false, true, 0.8);
+        assert_eq!(counts(&hit(5, Cost::refund(3)), false, 2, false, 0.8), HitCounts::default());
+        let shadow = counts(&hit(5, Cost::take(3)), true, 4, true, 0.8);
         assert_eq!((shadow.over, shadow.shadow), (2, 2));
+    }
+
+    #[test]
+    fn each_hit_of_a_request_is_split_on_top_of_those_before_it() {
+        let before = |overs: &[bool], admitted: bool, used: u64| {
+            let hits: Vec<_> = (0..overs.len()).map(|descriptor| Hit { descriptor, ..hit(2, Cost::take(1)) }).collect();
+            let tallies = overs.iter().map(|over| tally(*over, used)).collect();
+            used_before(&hits, &Verdict { admitted, tallies }).to_vec()
+        };
+        // A limit of 2, three times in one request, on a counter that holds nothing: denied, and nothing recorded.
+        assert_eq!(before(&[false, false, true], false, 0), [0, 1, 2]);
+        // Twice, and admitted.
+        assert_eq!(before(&[false, false], true, 2), [0, 1]);
+        // The third is in shadow: admitted, without it.
+        assert_eq!(before(&[false, false, true], true, 2), [0, 1, 2]);
     }
 }

@@ -2,6 +2,7 @@
 //! counted, neither in a counter nor in a rule's series.
 
 use super::RateLimiter;
+use super::conclude::reset;
 use crate::descriptor::Request;
 use crate::hit::{Counter, Hit, Kind};
 use crate::limit::{Cost, Limit};
@@ -13,10 +14,18 @@ impl RateLimiter {
     pub async fn explain(&self, request: &Request) -> String {
         let rules = self.rules.current();
         let mut explanation = rules.explain(request);
-        match self.fill_in(&mut explanation).await {
-            Ok(()) => explanation.to_string(),
-            Err(error) => format!("{explanation}\nThe counters can't be read now: {error}\n"),
+        let filled_in = self.fill_in(&mut explanation).await;
+        let mut text = explanation.to_string();
+        if let Err(error) = filled_in {
+            text.push_str(&format!("\nThe counters can't be read now: {error}\n"));
         }
+        if self.modes.quota {
+            text.push_str("\nQUOTA_MODE is on: every limit is a quota, and a descriptor without one is a quota that fits.\n");
+        }
+        if self.modes.shadow {
+            text.push_str("\nSHADOW_MODE is on: every request passes.\n");
+        }
+        text
     }
 
     /// Clears the counters that a request would count on, here and where the fallback keeps them. Gives their keys.
@@ -42,8 +51,9 @@ impl RateLimiter {
         let peek = Cost::take(0);
         let hits: Vec<_> = explanation.limits_mut().map(|limit| hit(limit.counter.clone(), limit.limit, peek)).collect();
         let verdict = self.store.decide(&hits, None).await?;
-        for (limit, tally) in explanation.limits_mut().zip(&verdict.tallies) {
-            limit.live = Some(Live { used: tally.used, remaining: tally.remaining, reset: tally.reset });
+        let told: Vec<_> = hits.iter().zip(&verdict.tallies).map(|(hit, tally)| (*tally, reset(hit, tally))).collect();
+        for (limit, (tally, reset)) in explanation.limits_mut().zip(told) {
+            limit.live = Some(Live { used: tally.used, remaining: tally.remaining, reset });
         }
         Ok(())
     }

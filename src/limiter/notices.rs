@@ -1,6 +1,7 @@
 //! What a request may cause to be logged, at most once a minute each: a store that fails, an override that was dropped, a
 //! descriptor that nothing matched. Shared by all limiters of a process.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
@@ -18,6 +19,8 @@ pub struct Notices {
     override_dropped: OncePerMinute,
     /// By domain; a request may name any.
     unmatched: Mutex<HashMap<Box<str>, Instant>>,
+    /// The rules files, which a command that explains must name.
+    rules: Vec<PathBuf>,
 }
 
 /// Keeps a log line from being written more than once a minute.
@@ -33,6 +36,11 @@ const DOMAINS_MAX: usize = 256;
 const QUOTED_MAX: usize = 1_024;
 
 impl Notices {
+    /// For a server of the rules at these paths.
+    pub fn of_rules(paths: &[PathBuf]) -> Self {
+        Self { rules: paths.to_vec(), ..Self::default() }
+    }
+
     pub(super) fn store_failed(&self, error: &StoreError, policy: FailurePolicy) {
         if self.store_failed.due() {
             warn!(%error, policy = policy.as_str(), "the store gives no answer; the failure policy does (logged once a minute)");
@@ -51,10 +59,11 @@ impl Notices {
 
     /// No rule knows the descriptor; or, where it is None, the whole domain.
     pub(super) fn unmatched(&self, request: &Request, descriptor: Option<&Descriptor>) {
-        if !self.unmatched_due(request.domain()) {
+        // Of a descriptor without entries there is nothing to explain: Envoy sends it where it had nothing to say.
+        if descriptor.is_some_and(|descriptor| descriptor.entries.is_empty()) || !self.unmatched_due(request.domain()) {
             return;
         }
-        let explain = explain_command(request, descriptor.or(request.descriptors().first()));
+        let explain = explain_command(&self.rules, request, descriptor.or(request.descriptors().first()));
         match descriptor {
             Some(_) => info!(explain, "a descriptor that no rule knows limits nothing (logged once a minute for each domain)"),
             None => info!(explain, "a request for a domain that no rules file names passes (logged once a minute for each domain)"),
@@ -93,8 +102,9 @@ impl OncePerMinute {
 }
 
 /// The command that says why nothing matched, with the request's texts quoted for a shell.
-fn explain_command(request: &Request, descriptor: Option<&Descriptor>) -> String {
-    let mut command = format!("ratelimitd explain --domain {}", quoted(request.domain()));
+fn explain_command(rules: &[PathBuf], request: &Request, descriptor: Option<&Descriptor>) -> String {
+    let paths: String = rules.iter().map(|path| format!("--config {} ", quoted(&path.to_string_lossy()))).collect();
+    let mut command = format!("ratelimitd explain {paths}--domain {}", quoted(request.domain()));
     for entry in descriptor.iter().flat_map(|descriptor| &descriptor.entries) {
         command.push(' ');
         command.push_str(&quoted(&format!("{}={}", entry.key, entry.value)));
@@ -129,7 +139,7 @@ mod tests {
     fn the_command_can_be_pasted_into_a_shell() {
         let descriptor = Descriptor { entries: vec![Entry::new("path", "/a"), Entry::new("it's", "$(x)")], ..Descriptor::default() };
         let request = Request::new("a b".into(), vec![descriptor], 1, RequestBounds::default()).unwrap();
-        let command = explain_command(&request, request.descriptors().first());
-        assert_eq!(command, r"ratelimitd explain --domain 'a b' path=/a 'it'\''s=$(x)'");
+        let command = explain_command(&["my rules".into(), "b".into()], &request, request.descriptors().first());
+        assert_eq!(command, r"ratelimitd explain --config 'my rules' --config b --domain 'a b' path=/a 'it'\''s=$(x)'");
     }
 }

@@ -163,6 +163,10 @@ impl fmt::Display for Explained<'_> {
             write_step(f, step)?;
         }
         writeln!(f, "  {}", self.outcome)?;
+        let all = self.outcome.rule().map_or(0, |rule| rule.limits().len());
+        if !self.limits.is_empty() && self.limits.len() < all {
+            writeln!(f, "  {} of its {all} limits replaced by another descriptor's rule", all - self.limits.len())?;
+        }
         self.limits.iter().try_for_each(|limit| limit.fmt(f))
     }
 }
@@ -220,7 +224,9 @@ impl fmt::Display for ExplainedLimit<'_> {
             writeln!(f, "     key       {key}")?;
         }
         match &self.live {
-            Some(Live { used, remaining, reset }) => writeln!(f, "     now       {used} used, {remaining} left, reset in {reset:?}"),
+            Some(Live { used, remaining, reset }) => {
+                writeln!(f, "     now       {used} used, {remaining} left, reset in {:.3} s", reset.as_secs_f64())
+            }
             None => Ok(()),
         }
     }

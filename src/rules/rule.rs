@@ -163,6 +163,18 @@ impl Rule {
         }
     }
 
+    /// The keys whose entries say who is counted, in order; none where all are counted together, or for a domain's default,
+    /// which counts by all entries.
+    pub fn client_keys(&self) -> Vec<&str> {
+        let Counted::ByPath { client, .. } = &self.counted else { return Vec::new() };
+        let depth = |part: &ClientPart| match part {
+            ClientPart::Key(depth) | ClientPart::Value(depth) => *depth,
+        };
+        let mut depths: Vec<_> = client.iter().map(depth).collect();
+        depths.dedup();
+        depths.into_iter().filter_map(|depth| self.levels.get(depth)).map(|level| &*level.key).collect()
+    }
+
     pub fn effect(&self) -> &Effect {
         &self.effect
     }

@@ -57,19 +57,23 @@ fn rlconfig_shows_what_is_loaded_and_a_line_for_each_limit_that_begins_as_the_re
     assert_eq!(head[1..4], [format!("hash: {hash}"), "domains: 1".to_owned(), "rules: 4".to_owned()]);
     assert!(head.contains(&format!("file: {file}").as_str()), "{text}");
     let limits: Vec<_> = limits.lines().collect();
-    let ours = "algorithm: sliding_window_log, action";
+    let ours = "algorithm: sliding_window_log, log_entries: 128";
     assert_eq!(
         limits,
         [
-            format!("d.path_/login: unit=DAY requests_per_unit=5, shadow_mode: true, quota_mode: false, window: 1d, {ours}: path=/login"),
             format!(
-                "d.path_/login.client: unit=UNKNOWN requests_per_unit=2, shadow_mode: false, quota_mode: false, window: 10s, {ours}: login, name: burst"
+                "d.path_/login: unit=DAY requests_per_unit=5, shadow_mode: true, quota_mode: false, window: 1d, {ours}, action: path=/login"
             ),
             format!(
-                "d.path_/login.client: unit=HOUR requests_per_unit=100, shadow_mode: false, quota_mode: false, window: 1h, {ours}: login"
+                "d.path_/login.client: unit=UNKNOWN requests_per_unit=2, shadow_mode: false, quota_mode: false, window: 10s, {ours}, client: client, action: login, name: burst"
+            ),
+            format!(
+                "d.path_/login.client: unit=HOUR requests_per_unit=100, shadow_mode: false, quota_mode: false, window: 1h, {ours}, client: client, action: login"
             ),
             "d.ip_127.0.0.1: exempt".to_owned(),
-            format!("d.client: unit=HOUR requests_per_unit=2, shadow_mode: false, quota_mode: false, window: 1h, {ours}: client"),
+            format!(
+                "d.client: unit=HOUR requests_per_unit=2, shadow_mode: false, quota_mode: false, window: 1h, {ours}, client: client, action: client"
+            ),
         ]
     );
     let json = http::get(server.admin(), "/rlconfig?format=json", &[]);

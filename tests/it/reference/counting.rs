@@ -219,6 +219,15 @@ fn a_cost_that_straddles_the_limit_is_near_below_it_and_over_above_it_and_not_wi
 }
 
 #[test]
+fn the_hits_of_one_request_are_counted_each_after_its_own_turn() {
+    let server = Server::of("- {key: a, @2}\n- {key: b, @2}\n");
+    server.ask(&[at("a=1"), at("a=1"), at("a=1")]);
+    assert_eq!(hits(&server, "a", None), [3, 2, 1, 1, 0], "denied, and over all the same");
+    server.ask(&[at("b=1"), at("b=1")]);
+    assert_eq!(hits(&server, "b", None), [2, 2, 1, 0, 0]);
+}
+
+#[test]
 fn shadow_mode_counts_the_over_part_of_a_rule_in_shadow_mode() {
     let server = Server::of("- {key: a, shadow_mode: true, @10}\n- {key: b, shadow_mode: true, @2}\n");
     server.ask(&[costing(at("a=1"), 9)]);
