@@ -202,6 +202,17 @@ struct Domain<'s> {
     replaced: Vec<(&'s Path, yaml::Place, String)>,
 }
 
+impl<'s> Domain<'s> {
+    /// The wildcard that takes all that a further rule at the top would, and where it stands. A fixed value is asked first.
+    fn hides(&self, rule: &RuleSpec) -> Option<(&RuleSpec, (&'s Path, usize))> {
+        if !rule.is_wildcard() && rule.value.is_some() {
+            return None;
+        }
+        let wildcard = self.spec.rules.iter().find(|earlier| earlier.covers(rule))?;
+        self.rules.get(&(wildcard.key.clone(), wildcard.value.clone())).map(|place| (wildcard, *place))
+    }
+}
+
 impl<'s> Domains<'s> {
     fn add(&mut self, described: Described, report: &mut Report<'s>) {
         let file = report.file;
@@ -224,6 +235,10 @@ impl<'s> Domains<'s> {
                 let (rule, first) = (language::shown(&rule), first.display());
                 report.problem(place, format!("`{rule}` of this domain is already at {first}:{line}: put both into one"));
                 continue;
+            }
+            if let Some((earlier, (first, line))) = known.hides(&rule).filter(|(_, (first, _))| *first != file) {
+                let (rule, earlier, first) = (language::shown(&rule), language::shown(earlier), first.display());
+                report.warning(place, format!("`{rule}` is never reached: `{earlier}` at {first}:{line} takes all that it would"));
             }
             known.rules.extend([named((&rule, &place))]);
             known.spec.rules.push(rule);
@@ -466,6 +481,14 @@ mod tests {
         let lines: Vec<_> = told.lines().collect();
         assert_eq!(lines[0], "b:1:9: the domain `x` has a `default` in another file too, such as a: keep one");
         assert_eq!(lines[1], "b:2:15: `a: 1` of this domain is already at a:2: put both into one");
+    }
+
+    #[test]
+    fn a_rule_that_another_files_wildcard_hides_is_warned_of() {
+        let rule = |value: &str| format!("domain: x\ndescriptors: [{{key: a, value: '{value}', rate_limit: {{limit: 1, window: 1s}}}}]\n");
+        let files = texts(&[("a", &rule("w*")), ("b", &rule("wx*")), ("c", &rule("wx"))]);
+        let loaded = parse(&files, LoadOptions { merge_domains: true }).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(lines(&loaded.warnings), "b:2:15: `a: wx*` is never reached: `a: w*` at a:2 takes all that it would");
     }
 
     #[test]

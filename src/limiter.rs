@@ -230,10 +230,13 @@ impl Default for Modes {
 }
 
 impl Decision {
-    /// The status that speaks for the request: the last one over that denies by itself, else the one with the least left.
+    /// The status that speaks for the request: the last one over that denies by itself, else the one with the least left; of
+    /// equals one that is over, and the first.
     pub fn deciding(&self) -> Option<&Status> {
         let limited = || self.statuses.iter().filter(|status| status.current_limit.is_some());
-        limited().rfind(|status| status.over && !status.quota).or_else(|| limited().min_by_key(|status| status.told_remaining()))
+        limited()
+            .rfind(|status| status.over && !status.quota)
+            .or_else(|| limited().min_by_key(|status| (status.told_remaining(), !status.over)))
     }
 }
 

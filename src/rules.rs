@@ -253,6 +253,10 @@ impl Rules {
         self.rules.iter()
     }
 
+    pub fn has_domain(&self, name: &str) -> bool {
+        self.domains.contains_key(name)
+    }
+
     /// How many domains, and how many rules that do something.
     pub fn counts(&self) -> (usize, usize) {
         (self.domains.len(), self.rules.len())

@@ -95,6 +95,10 @@ fn run_file(file: &Path) -> Result<Vec<Result<(), String>>, SuiteError> {
 /// # Errors
 /// The text of the failure.
 async fn run_scenario(scenario: &Scenario, file: &Path, rules: Arc<LiveRules>, metrics: Arc<Metrics>) -> Result<(), String> {
+    if let Some(step) = scenario.steps.iter().find(|step| !rules.current().has_domain(step.request.domain())) {
+        let ((line, column), file, name) = (step.place, file.display(), step.request.domain());
+        return Err(format!("{file}:{line}:{column}: `{}` fails: the rules have no domain `{name}`\n", scenario.name));
+    }
     let clock = SteppedClock::starting_at(START);
     let memory = Arc::new(Memory::new(COUNTERS_MAX, Clock::Stepped(clock.clone()), StoreSeries::detached()));
     let fallback = Fallback { policy: FailurePolicy::Error, memory: Arc::clone(&memory) };

@@ -392,6 +392,8 @@ impl Reader<'_, '_> {
             let is_log = |limit: &RateLimit| matches!(limit.algorithm, Algorithm::SlidingWindowLog { .. });
             let denies_first =
                 |other: &&RateLimit| is_log(other) && is_log(limit) && other.window > limit.window && other.limit <= limit.limit;
+            // One with a name may be replaced, and then this one decides.
+            let denies_first = |other: &&RateLimit| other.name.is_none() && denies_first(other);
             if let Some(other) = limits.iter().find(denies_first) {
                 let (hits, window) = (other.limit.get(), other.window);
                 let what = format!("never denies: the list has {hits} per {window} too, which is tighter; make it smaller, or remove it");

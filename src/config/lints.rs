@@ -20,15 +20,16 @@ pub(super) struct Lints {
 impl Lints {
     /// Looks at rules beside each other, in file order.
     pub fn level(&mut self, rules: &[RuleSpec], places: &[Place], report: &mut Report<'_>) {
-        let placed = || rules.iter().zip(places);
-        for (number, (rule, place)) in placed().enumerate() {
+        let wildcards: Vec<_> = rules.iter().zip(places).enumerate().filter(|(_, (rule, _))| rule.is_wildcard()).collect();
+        for (number, (rule, place)) in rules.iter().zip(places).enumerate() {
             // A bare key is asked after all wildcards, a wildcard after those before it, a fixed value before any.
             let before = if rule.is_wildcard() { number } else { rules.len() };
-            let mut covering = placed().take(before).filter(|(wildcard, _)| wildcard.covers(rule));
-            let Some((wildcard, first)) = covering.next() else { continue };
+            let mut covering = wildcards.iter().take_while(|(at, _)| *at < before).filter(|(_, (wildcard, _))| wildcard.covers(rule));
+            let Some((_, (wildcard, first))) = covering.next() else { continue };
             let (rule_text, wildcard_text, line) = (shown(rule), shown(wildcard), first.line);
             if rule.is_wildcard() || rule.value.is_none() {
-                let advice = if rule.is_wildcard() { "put the narrower one first" } else { "remove one of the two" };
+                let narrower = rule.is_wildcard() && !rule.covers(wildcard);
+                let advice = if narrower { "put the narrower one first" } else { "remove one of the two" };
                 let what = format!("`{rule_text}` is never reached: `{wildcard_text}` in line {line} takes all that it would; {advice}");
                 report.warning(*place, what);
             } else if says_the_same(wildcard, rule) {

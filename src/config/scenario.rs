@@ -111,6 +111,8 @@ pub fn parse_suite(file: &Path, text: &str, folder: &Path) -> Result<Suite, Prob
     let root = yaml::read(text, &mut report);
     let suite = root.and_then(|root| Reader { report: &mut report, folder }.suite(&root));
     let Report { mut problems, warnings, .. } = report;
+    // What is passed over in a file of tests is tests that don't run.
+    problems.extend(warnings.iter().cloned());
     match suite {
         Some(suite) if problems.is_empty() => Ok(suite),
         _ => {

@@ -47,7 +47,7 @@ impl Fallback {
             let mut next_local = || local.as_mut().and_then(Iterator::next);
             match policy {
                 FailurePolicy::Local => next_local().unwrap_or_else(|| unasked(hit)),
-                _ if over => Tally { over, used: 0, remaining: 0, reset: DENIED_FOR },
+                _ if over => denied_unasked(hit),
                 _ => unasked(hit),
             }
         });
@@ -75,6 +75,12 @@ fn admits(hits: &[Hit<'_>], over: &[bool]) -> bool {
     let no_quota = quotas.peek().is_none();
     !hits.iter().any(|hit| hit.kind == Kind::Enforce && is_over(hit))
         && (no_quota || quotas.any(|hit| hit.kind.is_shadow() || !is_over(hit)))
+}
+
+/// A hit that is denied unasked is over with all that it costs, whether it counts as recorded or not.
+fn denied_unasked(hit: &Hit<'_>) -> Tally {
+    let used = hit.counter.algorithm.capacity(hit.limit, hit.counter.window) + hit.cost.amount();
+    Tally { over: true, used, remaining: 0, reset: DENIED_FOR }
 }
 
 /// A hit that nobody was asked about fits.

@@ -104,7 +104,7 @@ impl OncePerMinute {
 /// The command that says why nothing matched, with the request's texts quoted for a shell.
 fn explain_command(rules: &[PathBuf], request: &Request, descriptor: Option<&Descriptor>) -> String {
     let paths: String = rules.iter().map(|path| format!("--config {} ", quoted(&path.to_string_lossy()))).collect();
-    let mut command = format!("ratelimitd explain {paths}--domain {}", quoted(request.domain()));
+    let mut command = format!("ratelimitd explain {paths}--domain={} --", quoted(request.domain()));
     for entry in descriptor.iter().flat_map(|descriptor| &descriptor.entries) {
         command.push(' ');
         command.push_str(&quoted(&format!("{}={}", entry.key, entry.value)));
@@ -140,6 +140,6 @@ mod tests {
         let descriptor = Descriptor { entries: vec![Entry::new("path", "/a"), Entry::new("it's", "$(x)")], ..Descriptor::default() };
         let request = Request::new("a b".into(), vec![descriptor], 1, RequestBounds::default()).unwrap();
         let command = explain_command(&["my rules".into(), "b".into()], &request, request.descriptors().first());
-        assert_eq!(command, r"ratelimitd explain --config 'my rules' --config b --domain 'a b' path=/a 'it'\''s=$(x)'");
+        assert_eq!(command, r"ratelimitd explain --config 'my rules' --config b --domain='a b' -- path=/a 'it'\''s=$(x)'");
     }
 }

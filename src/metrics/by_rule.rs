@@ -176,6 +176,9 @@ impl Register {
         let (mut rules, mut values) = (self.by_value.lock(), rule.values());
         if !rules.contains_key(&values) && rules.len() >= RULES_BY_VALUE_MAX {
             values = RuleLabels::other().values();
+            if !rules.contains_key(&values) {
+                warn!(most = RULES_BY_VALUE_MAX, "this process has had as many rules with values in their labels as get series for them");
+            }
         }
         let new = || {
             let rule = format!("{}: {}", rule.domain, rule.rule);

@@ -53,6 +53,11 @@ fn a_rules_own_policy_wins_over_its_domains_and_that_over_the_processs() {
         let (status, told) = ask(&server, "d", &["error"]);
         assert!(status == 400 && told.as_str().unwrap().contains("no connection to the store"), "{told}");
     }
+    let page = http::get(server.metrics(), "/metrics", &[]).body;
+    for (name, hits) in [("total_hits", 3), ("within_limit", 0), ("near_limit", 0), ("over_limit", 3)] {
+        let line = format!("ratelimit_service_rate_limit_{name}{{domain=\"d\",key1=\"denied\",rule=\"denied\"}} {hits}");
+        assert!(page.lines().any(|found| found == line), "{line}: {page}");
+    }
     let statuses: Vec<u16> = (0..3).map(|_| ask(&server, "d", &["local"]).0).collect();
     assert_eq!(statuses, [200, 429, 429], "this server enforces it by itself");
 }
