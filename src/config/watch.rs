@@ -108,25 +108,23 @@ impl RulesFiles {
     /// with threads for blocking work.
     pub async fn keep_current(self: Arc<Self>, asked: Arc<Notify>) {
         let changed = Arc::new(Notify::new());
-        let mut watched = Watch::default();
+        let mut watch = Watch::new(Arc::clone(&changed));
         // What changed since the first load, when nobody watched.
         let mut cause = Cause::Changed;
         loop {
-            let (files, notified) = (Arc::clone(&self), Arc::clone(&changed));
+            let files = Arc::clone(&self);
             let load = move || {
                 // Watched before they are read, so that no change falls between; and anew each time, since a folder that
                 // was replaced is another one under the old name.
-                let watch = Watch::over(&files.paths, notified);
+                watch.set(&files.paths);
                 files.reload(cause);
                 watch
             };
-            match spawn_blocking(load).await {
-                Ok(watch) => watched.give_way_to(watch),
-                Err(error) => {
-                    self.metrics.rules_stale.set(1.0);
-                    error!(%error, "the rules files can't be read: this is a bug, and the old rules stay in force");
-                }
-            }
+            watch = spawn_blocking(load).await.unwrap_or_else(|_| {
+                // A panic is refused like any other mistake: told, counted, and over once the files load.
+                self.refuse(Problems::of_a_panic(&self.paths), cause);
+                Watch::new(Arc::clone(&changed))
+            });
             cause = tokio::select! {
                 () = asked.notified() => Cause::Asked,
                 () = changed.notified() => tokio::select! {
@@ -225,6 +223,13 @@ impl Cause {
     }
 }
 
+impl Problems {
+    fn of_a_panic(paths: &[PathBuf]) -> Self {
+        let what = "to read this ended in a panic, which is a bug: report it, with the files";
+        Self { problems: paths.iter().map(|path| unplaced(path, what)).collect(), warnings: Vec::new() }
+    }
+}
+
 impl Found {
     fn fingerprint(&self) -> String {
         hash(self.sources.iter())
@@ -244,4 +249,27 @@ fn refuse_emptied(loaded: Loaded, empty: &[PathBuf]) -> Result<Loaded, Problems>
     let emptied = loaded.empty.iter().filter(|folder| !empty.contains(folder));
     let problems: Vec<_> = emptied.map(|folder| unplaced(folder, what)).collect();
     if problems.is_empty() { Ok(loaded) } else { Err(Problems { problems, warnings: loaded.warnings }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_while_reading_is_a_refusal_until_the_files_load() {
+        let file = std::env::temp_dir().join(format!("watch-panic-{}.yaml", std::process::id()));
+        fs::write(&file, "domain: d").unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let files = RulesFiles::load(vec![file.clone()], LoadOptions::default(), Arc::clone(&metrics)).unwrap();
+        let stale = || metrics.render().contains("ratelimit_rules_stale 1\n");
+        assert!(!stale());
+        files.refuse(Problems::of_a_panic(&files.paths), Cause::Changed);
+        let refused = files.status().borrow().refused.clone().unwrap();
+        assert!(stale() && refused.problems.to_string().starts_with(&format!("{}: ", file.display())));
+        files.reload(Cause::Reread);
+        assert!(!stale() && files.status().borrow().refused.is_none());
+        fs::remove_file(file).unwrap();
+    }
 }

@@ -2,24 +2,30 @@
 //! operating system's watches are set there, on folders and never on files, so that what takes a name's place is seen too.
 //! This file knows no rules; it says that something has changed, not what.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs;
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf, absolute};
 use std::sync::Arc;
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::config::MAX_FOLDER_DEPTH;
 
 /// Watches, for as long as this lives.
-#[derive(Default)]
 pub(super) struct Watch {
-    _watcher: Option<RecommendedWatcher>,
-    /// The first place that can't be watched, and why.
+    /// None where there can't be one: it is tried again each time.
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    places: Arc<Mutex<Places>>,
+    changed: Arc<Notify>,
+    /// The first folder that can't be watched, and why.
     failure: Option<String>,
 }
 
@@ -39,41 +45,58 @@ const LINKS_MAX: usize = 40;
 const FOLDERS_MAX: usize = 1_024;
 
 impl Watch {
-    /// Notifies `changed` of every change that may concern what these paths hold.
-    pub fn over(paths: &[PathBuf], changed: Arc<Notify>) -> Self {
-        let places = Arc::new(Places::of(paths));
-        let (known, notified) = (Arc::clone(&places), Arc::clone(&changed));
-        let tell = move |event: notify::Result<Event>| match event {
-            Ok(event) if !known.concerned_by(&event) => {}
-            Ok(_) => notified.notify_one(),
-            Err(error) => {
-                warn!(%error, "watching the rules files failed: they are read again");
-                notified.notify_one();
-            }
-        };
-        let mut watcher = match notify::recommended_watcher(tell) {
-            Ok(watcher) => watcher,
-            Err(error) => return Self { _watcher: None, failure: Some(error.to_string()) },
-        };
-        let mut failure = None;
-        for folder in places.watched() {
-            if let Err(error) = watcher.watch(&folder, RecursiveMode::NonRecursive) {
-                failure.get_or_insert_with(|| format!("{}: {error}", folder.display()));
-            }
-        }
-        // What moved before its watch was set was not seen.
-        if Places::of(paths) != *places {
-            changed.notify_one();
-        }
-        Self { _watcher: Some(watcher), failure }
+    /// Watches nothing yet. `changed` will be notified.
+    pub fn new(changed: Arc<Notify>) -> Self {
+        Self { watcher: None, watched: BTreeSet::new(), places: Arc::default(), changed, failure: None }
     }
 
-    /// Ends these watches in favour of newer ones, and logs where those newly fail.
-    pub fn give_way_to(&mut self, newer: Self) {
-        if let Some(failure) = newer.failure.as_ref().filter(|failure| self.failure.as_ref() != Some(failure)) {
+    /// Notifies of every change, from now on, that may concern what these paths hold. Where that can't be, it logs so, once.
+    pub fn set(&mut self, paths: &[PathBuf]) {
+        let places = Places::of(paths);
+        let wanted = places.watched();
+        *self.places.lock() = places;
+        let failure = self.watch(wanted).err();
+        if let Some(failure) = failure.as_ref().filter(|failure| self.failure.as_ref() != Some(failure)) {
             warn!(failure, "rules files can't be watched: they are read again every few seconds");
         }
-        *self = newer;
+        self.failure = failure;
+        // What moved before its watch was set was not seen.
+        if Places::of(paths) != *self.places.lock() {
+            self.changed.notify_one();
+        }
+    }
+
+    /// notify starts a thread, does not look whether it could, and panics when it is used without one and again when it is
+    /// dropped, which would abort the process. So such a watcher is never dropped.
+    fn watch(&mut self, wanted: BTreeSet<PathBuf>) -> Result<(), String> {
+        let watcher = self.watcher.take().map_or_else(|| self.watcher(), Ok).map_err(|error| error.to_string())?;
+        let (mut watcher, before) = (ManuallyDrop::new(watcher), std::mem::take(&mut self.watched));
+        let set = catch_unwind(AssertUnwindSafe(|| {
+            // All anew: a folder may be another one under its old name. One that is gone is not watched any more by itself.
+            before.iter().for_each(|folder| drop(watcher.unwatch(folder)));
+            let mut failure = None;
+            for folder in &wanted {
+                if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
+                    failure.get_or_insert_with(|| format!("{}: {error}", folder.display()));
+                }
+            }
+            failure
+        }));
+        let failure = set.map_err(|_| "no thread can be started for the watches".to_owned())?;
+        (self.watcher, self.watched) = (Some(ManuallyDrop::into_inner(watcher)), wanted);
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn watcher(&self) -> notify::Result<RecommendedWatcher> {
+        let (places, changed) = (Arc::clone(&self.places), Arc::clone(&self.changed));
+        notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+            Ok(event) if !places.lock().concerned_by(&event) => {}
+            Ok(_) => changed.notify_one(),
+            Err(error) => {
+                warn!(%error, "watching the rules files failed: they are read again");
+                changed.notify_one();
+            }
+        })
     }
 }
 
@@ -136,8 +159,8 @@ impl Places {
         self.folders.insert(folder);
     }
 
-    /// The folders to watch.
-    fn watched(&self) -> HashSet<PathBuf> {
+    /// The folders to watch, in an order of their own: what can't be watched is the same at each attempt, and told once.
+    fn watched(&self) -> BTreeSet<PathBuf> {
         let parents = self.names.iter().filter_map(|name| name.parent());
         parents.map(Path::to_owned).chain(self.folders.iter().cloned()).collect()
     }
@@ -148,5 +171,32 @@ impl Places {
         let within = |path: &Path| self.folders.contains(path);
         let concerns = |path: &PathBuf| self.names.contains(path) || within(path) || path.parent().is_some_and(within);
         event.need_rescan() || (!only_read && event.paths.iter().any(concerns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_watched_is_named_and_the_others_are_watched_all_the_same() {
+        let folder = std::env::temp_dir().join(format!("places-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let folder = fs::canonicalize(folder).unwrap();
+        let changed = Arc::new(Notify::new());
+        let mut watch = Watch::new(Arc::clone(&changed));
+        watch.places.lock().folders.insert(folder.clone());
+        // Twice: the watches of before give way to the same ones.
+        for _ in 0..2 {
+            let wanted = [PathBuf::from("/nowhere/at/all"), folder.clone()].into();
+            assert!(watch.watch(wanted).unwrap_err().starts_with("/nowhere/at/all: "));
+            fs::write(folder.join("file"), "x").unwrap();
+            timeout(Duration::from_secs(20), changed.notified()).await.unwrap();
+        }
+        fs::remove_dir_all(folder).unwrap();
     }
 }
