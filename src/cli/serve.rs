@@ -7,6 +7,10 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::server::{Server, ServerError};
 use crate::settings::{LogFormat, LogLevel, ServeArgs, SettingsError};
@@ -27,7 +31,7 @@ pub fn run(args: ServeArgs) -> Result<(), ServeError> {
     let settings = args.settle(|name| std::env::var(name).ok())?;
     // The control runtime: accepting, metrics, admin, reloads, sweeps. Requests have runtimes of their own.
     let control = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
-    control.block_on(async {
+    let served = control.block_on(async {
         let mut stop = Vec::new();
         for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
             stop.push(signal(kind)?);
@@ -47,7 +51,10 @@ pub fn run(args: ServeArgs) -> Result<(), ServeError> {
             .await;
         };
         Ok(Server::bind(settings).await?.run(shutdown, reload).await?)
-    })
+    });
+    // Not waited for: files that are being read, from a file system that hangs, say.
+    control.shutdown_background();
+    served
 }
 
 fn start_log(level: LogLevel, format: LogFormat) {
@@ -59,8 +66,10 @@ fn start_log(level: LogLevel, format: LogFormat) {
         LogLevel::Trace => Level::TRACE,
     };
     let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+    // It warns of each watch whose folder is gone, as after every swap of a ConfigMap. What matters it returns as an error.
+    let heard = Targets::new().with_default(level).with_target("notify", LevelFilter::OFF);
     match format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.with_ansi(false).finish().with(heard).init(),
+        LogFormat::Json => log.json().flatten_event(true).finish().with(heard).init(),
     }
 }

@@ -150,6 +150,12 @@ fn a_config_maps_swapped_data_link_is_loaded() {
         fs::remove_dir_all(folder.join(gone)).unwrap();
         assert_eq!((served.limit("d"), single.limit("d")), (Some(limit), Some(limit)));
     }
+    // The last word on the last folder that is gone has been said when another change is seen.
+    let other = rules("e", 1);
+    served.sees("a file beside the link", || fs::write(folder.join("e.yaml"), other).unwrap());
+    let louder: Vec<_> =
+        served.server.log().into_iter().filter(|line| line["level"] != "INFO" || line["log.target"] != Value::Null).collect();
+    assert!(louder.is_empty(), "a swap is nothing to warn of: {louder:#?}");
 }
 
 #[test]
@@ -316,6 +322,20 @@ fn sighup_reloads_and_counts_even_where_nothing_has_changed() {
     served.server.wait_for_log("are those in force");
     assert_eq!(served.metric("ratelimit_service_config_load_success"), 2.0);
     assert_eq!((served.server.logs("rules loaded"), served.limit("d")), (1, Some(1001)));
+}
+
+#[test]
+fn files_that_take_long_to_read_do_not_hold_the_end_up() {
+    let file = scratch("long").join("d.yaml");
+    fs::write(&file, rules("d", 1001)).unwrap();
+    let mut server = Ratelimitd::start(&["--config", file.to_str().unwrap()]);
+    let rule = |number| format!("- {{key: key, value: v{number}, rate_limit: {{limit: 5, window: 1m}}}}\n");
+    put(&file, &(rules("d", 1002) + &(0..200_000).map(rule).collect::<String>()));
+    thread::sleep(Duration::from_millis(500));
+    let stopped = Instant::now();
+    server.signal("TERM");
+    assert!(server.wait_for_exit().success() && stopped.elapsed() < Duration::from_secs(3), "{:?}", stopped.elapsed());
+    assert_eq!(server.logs("rules loaded"), 1, "the reload was under way");
 }
 
 /// How many reloads; a real file swap and a signal each.
