@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use httpdate::fmt_http_date;
@@ -98,7 +98,11 @@ async fn explain(State(admin): State<Arc<Admin>>, query: Parameters) -> Response
     }
 }
 
-async fn reset(State(admin): State<Arc<Admin>>, query: Parameters) -> Response {
+async fn reset(State(admin): State<Arc<Admin>>, headers: HeaderMap, query: Parameters) -> Response {
+    // Loopback is no wall against a page in the operator's own browser, which says where it comes from.
+    if headers.contains_key(header::ORIGIN) {
+        return (StatusCode::FORBIDDEN, "a web page may not reset a counter: use curl -X POST\n").into_response();
+    }
     let request = match request(query, admin.bounds) {
         Ok(request) => request,
         Err(error) => return error.into_response(),

@@ -167,6 +167,15 @@ fn mistakes_are_answered_with_what_to_do() {
 }
 
 #[test]
+fn a_web_page_in_the_operators_browser_may_not_reset() {
+    let server = Ratelimitd::start(&["--config", &rules()]);
+    let query = "/reset?domain=d&client=x";
+    let response = http::request(server.admin(), "POST", query, &[("origin", "https://elsewhere.example")], b"");
+    assert!(response.status == 403 && response.body.contains("curl"), "{}", response.body);
+    assert_eq!(post(&server, query).0, 200);
+}
+
+#[test]
 fn while_the_store_fails_explain_says_so_and_a_reset_is_503() {
     let server = Ratelimitd::start(&["--config", &rules(), "--redis-url", "127.0.0.1:1"]);
     let (status, told) = get(&server, "/explain?domain=d&client=x");
