@@ -194,17 +194,8 @@ fn log_entries(limit: &RuleLimit) -> Option<u32> {
 }
 
 /// The reference server's unit of a window; UNKNOWN where it has none, and the window stands beside it.
-fn unit(window: Window) -> &'static str {
-    let units = [
-        (Window::SECOND, "SECOND"),
-        (Window::MINUTE, "MINUTE"),
-        (Window::HOUR, "HOUR"),
-        (Window::DAY, "DAY"),
-        (Window::WEEK, "WEEK"),
-        (Window::MONTH, "MONTH"),
-        (Window::YEAR, "YEAR"),
-    ];
-    units.into_iter().find(|(of, _)| *of == window).map_or("UNKNOWN", |(_, unit)| unit)
+fn unit(window: Window) -> String {
+    Window::UNITS.into_iter().find(|(_, of)| *of == window).map_or("UNKNOWN".to_owned(), |(unit, _)| unit.to_uppercase())
 }
 
 fn as_json<'a>(loads: &LoadStatus, rules: impl Iterator<Item = &'a Rule>) -> Value {

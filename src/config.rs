@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::rules::{DomainSpec, Limits, RuleSpec, Rules};
 
+mod keys;
 mod language;
 mod lints;
 mod scalars;

@@ -79,6 +79,14 @@ pub enum Kind {
     QuotaShadow,
 }
 
+/// How a request's descriptors have fared so far; it decides whether the request is admitted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ballot {
+    denied: bool,
+    quotas: u32,
+    quotas_fitting: u32,
+}
+
 /// What the store says of one hit, once its request was decided: all numbers are those after the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tally {
@@ -165,6 +173,22 @@ impl Kind {
     }
 }
 
+impl Ballot {
+    /// Takes one descriptor's outcome: over, where any of its limits is.
+    pub fn cast(&mut self, kind: Kind, over: bool) {
+        self.denied |= over && kind == Kind::Enforce;
+        if kind.is_quota() {
+            self.quotas += 1;
+            self.quotas_fitting += u32::from(!over || kind.is_shadow());
+        }
+    }
+
+    /// No enforcing descriptor is over, and of the quota descriptors, where there are any, at least one fits.
+    pub fn admits(self) -> bool {
+        !self.denied && (self.quotas == 0 || self.quotas_fitting > 0)
+    }
+}
+
 impl FailurePolicy {
     pub const ALL: [Self; 4] = [Self::Local, Self::Allow, Self::Deny, Self::Error];
 
@@ -244,6 +268,26 @@ mod tests {
         texts.sort();
         texts.dedup();
         assert_eq!(texts.len(), count, "{texts:?}");
+    }
+
+    #[test]
+    fn one_enforcing_descriptor_denies_and_quotas_deny_together() {
+        use Kind::{Enforce, Quota, QuotaShadow, Shadow};
+        for (descriptors, admitted) in [
+            (&[][..], true),
+            (&[(Enforce, false)], true),
+            (&[(Enforce, false), (Enforce, true)], false),
+            (&[(Shadow, true)], true),
+            (&[(Quota, true)], false),
+            (&[(Quota, true), (Quota, false)], true),
+            (&[(Quota, true), (Quota, true), (Enforce, false)], false),
+            (&[(Quota, true), (QuotaShadow, true)], true),
+            (&[(Quota, false), (Enforce, true)], false),
+        ] {
+            let mut ballot = Ballot::default();
+            descriptors.iter().for_each(|(kind, over)| ballot.cast(*kind, *over));
+            assert_eq!(ballot.admits(), admitted, "{descriptors:?}");
+        }
     }
 
     #[test]

@@ -97,6 +97,17 @@ impl Window {
     /// 365 days, as the reference server counts.
     pub const YEAR: Self = Self(365 * Self::DAY.0);
 
+    /// The reference server's units, by name.
+    pub const UNITS: [(&'static str, Self); 7] = [
+        ("second", Self::SECOND),
+        ("minute", Self::MINUTE),
+        ("hour", Self::HOUR),
+        ("day", Self::DAY),
+        ("week", Self::WEEK),
+        ("month", Self::MONTH),
+        ("year", Self::YEAR),
+    ];
+
     const SHORTEST: u64 = 1_000;
     const LONGEST: u64 = 10 * Self::YEAR.0;
 
@@ -141,8 +152,8 @@ impl fmt::Debug for Window {
 impl LogEntries {
     /// What Redis still keeps as a compact listpack, of about 6 KB.
     pub const DEFAULT: Self = Self(NonZeroU32::MIN.saturating_add(127));
-    const LEAST: u32 = 2;
-    const MOST: u32 = 100_000;
+    pub const LEAST: u32 = 2;
+    pub const MOST: u32 = 100_000;
 
     /// # Errors
     /// Below 2 or above 100,000.

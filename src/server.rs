@@ -101,6 +101,7 @@ impl Server {
         let health = Health { grpc: tonic_health::server::health_reporter().0, http: Arc::default() };
         health.set(!settings.healthy_once_loaded).await;
         let limiter = RateLimiter::new(Arc::clone(rules.live()), admins_store(&settings, &fallback)?, policy.clone(), Arc::clone(&metrics));
+        let limiter = limiter.in_modes(settings.modes);
         let blueprint = Blueprint {
             rules: Arc::clone(rules.live()),
             fallback: policy,
@@ -133,8 +134,8 @@ impl Server {
         })
     }
 
-    /// Serves until `shutdown` ends, and reads the rules files again when they change or `reload` is notified. Then says NOT_SERVING, keeps the listeners open for the shutdown delay, and lets the
-    /// calls under way finish.
+    /// Serves until `shutdown` ends, and reads the rules files again when they change or `reload` is notified. Then says
+    /// NOT_SERVING, keeps the listeners open for the shutdown delay, and lets the calls under way finish.
     ///
     /// # Errors
     /// A listener or a thread ended by itself.

@@ -1,27 +1,22 @@
-//! The rules language: which key stands where, and what its value may be. A file's marked tree becomes the domain that it
-//! describes; whatever is wrong is reported with its place, and the reading goes on. A new key gets its line in `KEYS` and
-//! its reading in the function of its level. It knows neither files nor how YAML is parsed; what loads and is probably not
-//! meant is `config::lints`' affair.
+//! The rules language, read: a file's marked tree becomes the domain that it describes; whatever is wrong is reported with its
+//! place, and the reading goes on. Which key stands where is in `config::keys`; here is a function for each kind of map, and
+//! for limits a file below. It knows neither files nor how YAML is parsed; what loads and is probably not meant is
+//! `config::lints`' affair.
 
 use std::collections::HashMap;
 
 use crate::hit::{FailurePolicy, Kind};
-use crate::limit::{Algorithm, Burst, Limit, LogEntries, Window};
+use crate::limit::Algorithm;
 use crate::rules::{DomainSpec, Limits, Metadata, RateLimit, RuleSpec};
 
-use super::Report;
-use super::lints::Lints;
-use super::scalars::nearest;
-use super::yaml::{self, Node, Place, Value};
+mod limits;
 
-/// The kinds of map that a file is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    File,
-    Rule,
-    Limit,
-    Replaced,
-}
+use super::Report;
+use super::keys::Level::{self, File, Replaced, Rule};
+use super::keys::{KEYS, Key, OURS, Shape, nearest_key};
+use super::lints::Lints;
+use super::yaml::{self, Node, Place, Value};
+pub(super) use limits::unit;
 
 /// A domain as one file describes it.
 pub(super) struct Described {
@@ -33,111 +28,6 @@ pub(super) struct Described {
     /// Where which name is replaced.
     pub replaced: Vec<(Place, String)>,
 }
-
-/// A key of the language.
-pub(super) struct Key {
-    pub name: &'static str,
-    pub levels: &'static [Level],
-    pub shape: Shape,
-    /// What it says, for the schema.
-    pub about: &'static str,
-}
-
-/// What a key's value looks like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
-    Text,
-    Texts,
-    Flag,
-    /// A whole number of at most so much.
-    Number(u64),
-    Duration,
-    Word(&'static [&'static str]),
-    /// One of the reference server's units, in any case.
-    Unit,
-    Maps(Level),
-    /// One map, or a list of them.
-    MapOrMaps(Level),
-    /// A map of anything.
-    Anything,
-    /// A key of the language that this version cannot obey. Refused, since ignoring it would change an answer.
-    Later,
-}
-
-use Level::{File, Limit as InLimit, Replaced, Rule};
-use Shape::{Anything, Duration, Flag, Later, MapOrMaps, Maps, Number, Text, Texts, Unit, Word};
-
-const ALGORITHMS: &[&str] = &["sliding_window_log", "token_bucket", "fixed_window"];
-const POLICIES: &[&str] = &["local", "allow", "deny", "error"];
-pub(super) const UNIT_NAMES: &[&str] = &["second", "minute", "hour", "day", "week", "month", "year"];
-
-/// Which key stands where, and what it says.
-#[rustfmt::skip]
-pub(super) const KEYS: &[Key] = &[
-    key("domain", &[File], Text, "The domain of Envoy's rate-limit filter. A file describes one."),
-    key("default", &[File], MapOrMaps(InLimit), "What a descriptor gets that no rule takes; nothing without it."),
-    key("descriptors", &[File, Rule], Maps(Rule), "The rules; inside a rule, those for the descriptor's next entry."),
-    key("key", &[Rule], Text, "The key of an entry. A * stands for any characters."),
-    key("value", &[Rule], Text, "The value of an entry. A * stands for any characters; without a value, each one is counted apart."),
-    key("rate_limit", &[Rule], MapOrMaps(InLimit), "The limit, or a list of limits, all of which must fit."),
-    key("action", &[Rule], Text, "What is counted, by name. Rules with one action share a client's counter."),
-    key("client_id", &[Rule], Texts, "The keys whose values say who is counted, instead of all that the rule leaves open."),
-    key("count_denied", &[Rule], Flag, "Whether denied hits count. Without it, charges do (a cost above 1, or a descriptor's own hits_addend)."),
-    key("shadow_mode", &[Rule], Flag, "Count and measure, but never deny."),
-    key("quota_mode", &[Rule], Flag, "Deny only where all quotas of the request are used up."),
-    key("exempt", &[Rule], Flag, "Let the whole request pass, and count nothing."),
-    key("share_threshold", &[Rule], Flag, "Count all that this wildcard takes together."),
-    key("detailed_metric", &[Rule], Flag, "Label the rule's series with the request's own values, at every level."),
-    key("value_to_metric", &[Rule], Flag, "Label the series of this rule, and of those below, with the request's own value at this level."),
-    key("metadata", &[Rule], Anything, "Sent to Envoy as dynamic metadata where the descriptor is not over."),
-    key("on_store_failure", &[File, Rule], Word(POLICIES), "Who answers while the store does not."),
-    key("algorithm", &[File, Rule, InLimit], Word(ALGORITHMS), "How hits are counted."),
-    key("log_entries", &[Rule, InLimit], Number(100_000), "The most entries of a sliding_window_log; a limit up to this is exact to the microsecond."),
-    key("burst", &[Rule, InLimit], Number(Limit::MOST), "How many hits a token bucket takes at once; as many as its limit without it."),
-    key("lease", &[Rule, InLimit], Later, ""),
-    key("unit", &[InLimit], Unit, "The window, as the reference server names it."),
-    key("requests_per_unit", &[InLimit], Number(u32::MAX as u64), "How many hits the unit may hold."),
-    key("limit", &[InLimit], Number(Limit::MOST), "How many hits the window may hold."),
-    key("window", &[InLimit], Duration, "How long a hit counts: 10s, 5m, 1h30m, 250ms."),
-    key("name", &[InLimit, Replaced], Text, "Sent back to Envoy; what `replaces` names."),
-    key("unlimited", &[InLimit], Flag, "The descriptor passes; the request's others are still judged."),
-    key("replaces", &[InLimit], Maps(Replaced), "The limits, by name, that don't count in a request where this one does."),
-];
-
-const fn key(name: &'static str, levels: &'static [Level], shape: Shape, about: &'static str) -> Key {
-    Key { name, levels, shape, about }
-}
-
-/// The keys that the reference server does not have. It ignores its own in a wrong place, so we may only warn of those; it
-/// never loaded a file with one of these.
-const OURS: &[&str] = &[
-    "default",
-    "action",
-    "client_id",
-    "count_denied",
-    "exempt",
-    "on_store_failure",
-    "algorithm",
-    "log_entries",
-    "burst",
-    "lease",
-    "limit",
-    "window",
-];
-
-/// The reference server's units, with its lengths of month and year.
-const UNITS: &[(&str, Window)] = &[
-    ("second", Window::SECOND),
-    ("minute", Window::MINUTE),
-    ("hour", Window::HOUR),
-    ("day", Window::DAY),
-    ("week", Window::WEEK),
-    ("month", Window::MONTH),
-    ("year", Window::YEAR),
-];
-
-/// The keys that a rate_limit's number is made of; without any of them it has none.
-const NUMBERS: &[&str] = &["requests_per_unit", "unit", "limit", "window", "unlimited"];
 
 /// A test of rules, or a JSON Schema: they may lie beside rules. No file of rules has such a key at its top, nor lacks a
 /// `domain`, so none is taken for one.
@@ -181,28 +71,12 @@ struct Reader<'r, 'f> {
     algorithm: Option<Algorithm>,
 }
 
-/// How a limit counts where it does not say: as its rule or its domain does.
-#[derive(Clone, Copy)]
-struct Counting {
-    /// None where what was said is no algorithm.
-    algorithm: Option<Algorithm>,
-    log_entries: LogEntries,
-    /// And where that was said.
-    burst: Option<(Burst, Place)>,
-}
-
 /// A map's known keys. A null value is as good as none, so that `descriptors:` may be left empty.
 struct Fields<'n> {
     place: Place,
     known: Vec<(&'static str, &'n Node)>,
     /// The known keys that refused ones were meant to be: they are not missing besides.
     meant: Vec<&'static str>,
-}
-
-/// What one map under `rate_limit` says.
-enum Limited {
-    Unlimited { replaces: Vec<String> },
-    To(RateLimit),
 }
 
 impl<'n> Fields<'n> {
@@ -347,238 +221,6 @@ impl Reader<'_, '_> {
         }
     }
 
-    /// A map under `rate_limit` or `default`, or a list of them, all of which must fit.
-    fn limits(&mut self, name: &str, node: &Node, counting: Counting) -> Limits {
-        let items = match &node.value {
-            Value::List(items) => items.as_slice(),
-            _ => std::slice::from_ref(node),
-        };
-        if items.is_empty() {
-            self.report.problem(node.place, format!("`{name}` is an empty list: write a limit, or remove it"));
-        }
-        let mut limits: Vec<RateLimit> = Vec::with_capacity(items.len());
-        let mut places = Vec::with_capacity(items.len());
-        for item in items {
-            match self.limit_map(name, item, counting) {
-                Some(Limited::Unlimited { replaces }) if items.len() == 1 => return Limits::Unlimited { replaces },
-                Some(Limited::Unlimited { .. }) => {
-                    self.report.problem(item.place, "an unlimited one among other limits changes nothing: remove it");
-                }
-                Some(Limited::To(limit)) if limits.iter().any(|other| other.shares_a_counter_with(&limit)) => {
-                    let what = match limit.algorithm {
-                        Algorithm::TokenBucket { .. } => "both would fill one bucket; keep one, or write the other for another window",
-                        _ => "keep the smaller one, the larger could never deny",
-                    };
-                    self.report.problem(item.place, format!("a second {} for the same window: {what}", limit.algorithm.as_str()));
-                }
-                Some(Limited::To(limit)) => {
-                    limits.push(limit);
-                    places.push(item.place);
-                }
-                None => {}
-            }
-        }
-        self.beside_each_other(&limits, &places);
-        Limits::All(limits)
-    }
-
-    /// Limits of one list that could never count, or never deny.
-    fn beside_each_other(&mut self, limits: &[RateLimit], places: &[Place]) {
-        for (limit, place) in limits.iter().zip(places) {
-            if let Some(name) = limits.iter().filter_map(|other| other.name.as_ref()).find(|name| limit.replaces.contains(name)) {
-                let what = format!("`{name}` stands beside it in this list and would never count: remove the limit, or its name here");
-                self.report.problem(*place, what);
-            }
-            let is_log = |limit: &RateLimit| matches!(limit.algorithm, Algorithm::SlidingWindowLog { .. });
-            let denies_first =
-                |other: &&RateLimit| is_log(other) && is_log(limit) && other.window > limit.window && other.limit <= limit.limit;
-            // One with a name may be replaced, and then this one decides.
-            let denies_first = |other: &&RateLimit| other.name.is_none() && denies_first(other);
-            if let Some(other) = limits.iter().find(denies_first) {
-                let (hits, window) = (other.limit.get(), other.window);
-                let what = format!("never denies: the list has {hits} per {window} too, which is tighter; make it smaller, or remove it");
-                self.report.warning(*place, what);
-            }
-        }
-    }
-
-    fn limit_map(&mut self, name: &str, node: &Node, counting: Counting) -> Option<Limited> {
-        let fields = self.fields(node, &format!("`{name}`"), InLimit)?;
-        let counting = self.counting_beside(&fields, counting);
-        let name = fields.get("name").and_then(|node| self.report.text("name", node)).filter(|text| !text.is_empty());
-        let replaces = self.replaces(&fields, name.as_deref());
-        if self.flag(&fields, "unlimited") == Some(true) {
-            self.unlimited(&fields);
-            return Some(Limited::Unlimited { replaces });
-        }
-        let (limit, window) = match ["requests_per_unit", "unit", "limit", "window"].map(|name| fields.get(name)) {
-            [Some(requests), Some(unit), None, None] => (self.requests(requests), self.unit(unit)),
-            [None, None, Some(limit), Some(window)] => (self.limit(limit), self.window(window)),
-            forms => {
-                self.explain_forms(&fields, forms.map(|form| form.is_some()));
-                return None;
-            }
-        };
-        let (limit, window) = (limit?, window?);
-        let algorithm = match counting.algorithm? {
-            Algorithm::SlidingWindowLog { .. } => Algorithm::SlidingWindowLog { log_entries: counting.log_entries },
-            Algorithm::TokenBucket { .. } => Algorithm::TokenBucket { burst: self.refilled(counting.burst, limit, window) },
-            Algorithm::FixedWindow => Algorithm::FixedWindow,
-        };
-        self.unused(&fields, [algorithm].into_iter());
-        Some(Limited::To(RateLimit { name, limit, window, algorithm, replaces }))
-    }
-
-    fn refilled(&mut self, burst: Option<(Burst, Place)>, limit: Limit, window: Window) -> Option<Burst> {
-        let (burst, place) = burst?;
-        burst.refilled_at(limit, window).map_err(|error| self.report.problem(place, error.to_string())).ok()
-    }
-
-    /// What shapes another algorithm than those that are counted by would be obeyed by nobody.
-    fn unused(&mut self, fields: &Fields<'_>, algorithms: impl Iterator<Item = Algorithm>) {
-        let counted: Vec<_> = algorithms.map(Algorithm::as_str).collect();
-        for (name, shaped) in [("log_entries", "sliding_window_log"), ("burst", "token_bucket")] {
-            if let (Some(node), Some(other)) = (fields.get(name), counted.first())
-                && !counted.contains(&shaped)
-            {
-                let what = format!("`{name}` shapes a {shaped}, and this is a {other}: remove it, or write `algorithm: {shaped}`");
-                self.report.problem(node.place, what);
-            }
-        }
-    }
-
-    /// What stands beside `unlimited`. The reference server refuses a real unit and takes all else of its own in silence.
-    fn unlimited(&mut self, fields: &Fields<'_>) {
-        if let Some(node) = fields.get("unit") {
-            let text = self.report.text("unit", node).unwrap_or_default();
-            if unit(&text).is_some() {
-                self.report.problem(node.place, "an unlimited rule has no unit: remove `unit`, or `unlimited`");
-            } else {
-                self.report.warning(node.place, format!("`{text}` is no unit, and an unlimited rule has none: remove it"));
-            }
-        }
-        if let Some(node) = fields.get("requests_per_unit") {
-            self.report.warning(node.place, "`requests_per_unit` is ignored beside `unlimited`: remove one of the two");
-        }
-        for name in ["limit", "window"] {
-            if let Some(node) = fields.get(name) {
-                self.report.problem(node.place, format!("an unlimited rule has no `{name}`: remove it, or `unlimited`"));
-            }
-        }
-    }
-
-    /// The names that a limit replaces.
-    fn replaces(&mut self, fields: &Fields<'_>, own: Option<&str>) -> Vec<String> {
-        let Some(node) = fields.get("replaces") else { return Vec::new() };
-        let items = self.report.list("replaces", node, "write `replaces: [{name: NAME}]`");
-        let mut names = Vec::new();
-        for item in items.unwrap_or_default() {
-            let Some(fields) = self.fields(item, "what `replaces` lists", Replaced) else { continue };
-            let Some(node) = fields.get("name") else {
-                if !fields.meant.contains(&"name") {
-                    self.report.problem(item.place, "`name` is missing: write `replaces: [{name: NAME}]`");
-                }
-                continue;
-            };
-            let Some(name) = self.report.text("name", node) else { continue };
-            if name.is_empty() {
-                self.report.problem(node.place, "an empty `name` under `replaces`: fill it in, or remove it");
-                continue;
-            }
-            if Some(name.as_str()) == own {
-                self.report.problem(node.place, format!("`{name}` replaces itself: name another limit"));
-                continue;
-            }
-            self.replaced.push((node.place, name.clone()));
-            names.push(name);
-        }
-        names
-    }
-
-    /// Why these keys (requests_per_unit, unit, limit, window) make no limit.
-    fn explain_forms(&mut self, fields: &Fields<'_>, forms: [bool; 4]) {
-        let what = match forms {
-            _ if fields.meant.iter().any(|name| NUMBERS.contains(name)) => return,
-            [false, false, false, false] => {
-                "this `rate_limit` has no number: write `limit` and `window`, or `unit` and `requests_per_unit`"
-            }
-            [false, true, false, false] => "`requests_per_unit` is missing beside `unit`: 0 would deny everything",
-            [true, false, false, false] => "`unit` is missing beside `requests_per_unit`: second, minute, hour or so",
-            [false, false, true, false] => "`window` is missing beside `limit`: write how long, such as `window: 10s`",
-            [false, false, false, true] => "`limit` is missing beside `window`: write how many hits it may hold",
-            _ => "two forms in one `rate_limit`: keep `limit` and `window`, or `unit` and `requests_per_unit`",
-        };
-        self.report.problem(fields.place, what);
-    }
-
-    fn requests(&mut self, node: &Node) -> Option<Limit> {
-        let requests = self.report.number("requests_per_unit", node, u32::MAX.into())?;
-        self.report.judged(node, Limit::new(requests))
-    }
-
-    fn limit(&mut self, node: &Node) -> Option<Limit> {
-        let hits = self.report.number("limit", node, Limit::MOST)?;
-        self.report.judged(node, Limit::new(hits))
-    }
-
-    fn unit(&mut self, node: &Node) -> Option<Window> {
-        let text = self.report.text("unit", node)?;
-        let found = unit(&text);
-        if found.is_none() {
-            let what = format!("`{text}` is no unit: write one of {}, or `limit` and `window`", UNIT_NAMES.join(", "));
-            self.report.problem(node.place, what);
-        }
-        found
-    }
-
-    fn window(&mut self, node: &Node) -> Option<Window> {
-        let text = self.report.text("window", node)?;
-        self.report.judged(node, text.parse())
-    }
-
-    fn log_entries(&mut self, fields: &Fields<'_>) -> Option<LogEntries> {
-        let node = fields.get("log_entries")?;
-        let number = self.report.number("log_entries", node, u32::MAX.into())?;
-        let entries = self.report.judged(node, LogEntries::new(u32::try_from(number).unwrap_or(u32::MAX)))?;
-        if entries > LogEntries::DEFAULT {
-            let what = format!(
-                "more than {} log_entries leave Redis's compact form, and a client may cost {} KB there: \
-                 keep to {0} unless that is meant",
-                LogEntries::DEFAULT.get(),
-                // 135 bytes an entry, measured: docs/algorithm.md.
-                u64::from(entries.get()) * 135 / 1_000
-            );
-            self.report.warning(node.place, what);
-        }
-        Some(entries)
-    }
-
-    /// How the domain's limits count.
-    fn counting(&self) -> Counting {
-        Counting { algorithm: self.algorithm, log_entries: LogEntries::DEFAULT, burst: None }
-    }
-
-    /// The same as these keys have it, which win.
-    fn counting_beside(&mut self, fields: &Fields<'_>, outer: Counting) -> Counting {
-        Counting {
-            algorithm: self.algorithm(fields, outer.algorithm),
-            log_entries: self.log_entries(fields).unwrap_or(outer.log_entries),
-            burst: self.burst(fields).or(outer.burst),
-        }
-    }
-
-    fn burst(&mut self, fields: &Fields<'_>) -> Option<(Burst, Place)> {
-        let node = fields.get("burst")?;
-        let hits = self.report.number("burst", node, Limit::MOST)?;
-        Some((self.report.judged(node, Burst::new(hits))?, node.place))
-    }
-
-    fn algorithm(&mut self, fields: &Fields<'_>, outer: Option<Algorithm>) -> Option<Algorithm> {
-        let Some(node) = fields.get("algorithm") else { return outer };
-        let name = self.report.text("algorithm", node)?;
-        self.report.judged(node, name.parse())
-    }
-
     fn on_store_failure(&mut self, fields: &Fields<'_>) -> Option<FailurePolicy> {
         let node = fields.get("on_store_failure")?;
         let text = self.report.text("on_store_failure", node)?;
@@ -657,7 +299,7 @@ impl Reader<'_, '_> {
                     }
                 }
                 Some(_) if value.is_null() => {}
-                Some(Key { name, shape: Later, .. }) => {
+                Some(Key { name, shape: Shape::Later, .. }) => {
                     fields.meant.push(name);
                     let what = format!("`{text}` is not supported yet by this version: remove it");
                     self.report.problem(key.place, what);
@@ -669,31 +311,9 @@ impl Reader<'_, '_> {
     }
 }
 
-impl Level {
-    fn place(self) -> &'static str {
-        match self {
-            File => "beside `domain`",
-            Rule => "beside `key`",
-            InLimit => "inside `rate_limit`",
-            Replaced => "inside `replaces`",
-        }
-    }
-}
-
 /// A rule's key and value, for a message.
 pub(super) fn shown(rule: &RuleSpec) -> String {
     rule.value.as_ref().map_or(rule.key.clone(), |value| format!("{}: {value}", rule.key))
-}
-
-/// The window that a unit's name means, in any case.
-pub(super) fn unit(text: &str) -> Option<Window> {
-    UNITS.iter().find(|(name, _)| text.eq_ignore_ascii_case(name)).map(|(_, window)| *window)
-}
-
-/// The known key that `text` is probably meant to be. Of two equally near ones, the one that may stand here.
-fn nearest_key(text: &str, level: Level) -> Option<&'static str> {
-    let standing = |here: bool| KEYS.iter().filter(move |key| key.levels.contains(&level) == here).map(|key| key.name);
-    nearest(text, standing(true).chain(standing(false)))
 }
 
 /// Any tree, plain scalars read as YAML 1.1 reads them; a date is text. A key is text, as the reference server writes it.
@@ -729,6 +349,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::limit::{Burst, Limit, LogEntries, Window};
 
     fn rules(descriptors: &str) -> Vec<RuleSpec> {
         let mut report = Report { file: Path::new("f"), problems: Vec::new(), warnings: Vec::new() };

@@ -3,7 +3,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::language::{KEYS, Key, Level, Shape, UNIT_NAMES};
+use super::keys::{KEYS, Key, Level, Shape};
+use super::yaml;
+use crate::hit::FailurePolicy;
+use crate::limit::{Algorithm, Window};
 
 /// The schema, as `config/rules.schema.json` has it.
 pub(super) fn schema() -> String {
@@ -49,22 +52,29 @@ fn map(level: Level) -> Value {
 /// A key without a value is as good as absent, so every one may be null.
 fn value(shape: Shape) -> Value {
     let one = |level| json!({ "$ref": format!("#/definitions/{}", name(level)) });
-    let list = |level| json!({ "type": "array", "items": one(level) });
+    let list = |level, least: usize| json!({ "type": "array", "items": one(level), "minItems": least });
     let nothing = json!({ "type": "null" });
     match shape {
         // A bare number or boolean is its text as written.
         Shape::Text => json!({ "type": ["string", "number", "boolean", "null"] }),
         Shape::Texts => json!({ "type": ["array", "null"], "items": { "type": ["string", "number", "boolean"] } }),
         // YAML 1.1's other words for them, which an editor takes for text.
-        Shape::Flag => json!({ "enum": [true, false, null, "yes", "no", "on", "off", "y", "n", "Yes", "No", "On", "Off"] }),
-        Shape::Number(most) => json!({
-            "anyOf": [{ "type": "integer", "minimum": 0, "maximum": most }, { "type": "string", "pattern": "^\\+?[0-9][0-9_a-fxobA-FXOB]*$" }, nothing]
+        Shape::Flag => {
+            let words = yaml::TRUE.into_iter().chain(yaml::FALSE).map(|word| json!(word));
+            words_or_null([json!(true), json!(false)].into_iter().chain(words))
+        }
+        Shape::Number(least, most) => json!({
+            "anyOf": [{ "type": "integer", "minimum": least, "maximum": most }, { "type": "string", "pattern": "^\\+?[0-9][0-9_a-fxobA-FXOB]*$" }, nothing]
         }),
         Shape::Duration => json!({ "type": ["string", "null"], "pattern": "^([0-9]+(us|µs|ms|s|m|h|d|w))+$" }),
-        Shape::Word(words) => words_or_null(words.iter().map(|word| json!(word))),
-        Shape::Unit => words_or_null(UNIT_NAMES.iter().flat_map(|unit| [json!(unit), json!(unit.to_uppercase())])),
-        Shape::Maps(level) => json!({ "anyOf": [list(level), nothing] }),
-        Shape::MapOrMaps(level) => json!({ "anyOf": [one(level), list(level), nothing] }),
+        Shape::Policy => words_or_null(FailurePolicy::ALL.into_iter().map(|policy| json!(policy.as_str()))),
+        Shape::Algorithm => words_or_null(Algorithm::ALL.into_iter().map(|algorithm| json!(algorithm.as_str()))),
+        Shape::Unit => words_or_null(Window::UNITS.into_iter().flat_map(|(unit, _)| {
+            let capitalized = unit[..1].to_uppercase() + &unit[1..];
+            [json!(unit), json!(capitalized), json!(unit.to_uppercase())]
+        })),
+        Shape::Maps(level) => json!({ "anyOf": [list(level, 0), nothing] }),
+        Shape::MapOrMaps(level) => json!({ "anyOf": [one(level), list(level, 1), nothing] }),
         Shape::Anything => json!({ "type": ["object", "null"] }),
         Shape::Later => Value::Bool(false),
     }

@@ -16,6 +16,12 @@ pub(super) const MAX_DEPTH: usize = 100;
 /// a few lines of aliases to aliases are not.
 pub(super) const MAX_COPIED_VALUES: usize = 400_000;
 
+/// YAML 1.1's words for true.
+pub(super) const TRUE: [&str; 11] = ["y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"];
+
+/// And for false.
+pub(super) const FALSE: [&str; 11] = ["n", "N", "no", "No", "NO", "off", "Off", "OFF", "false", "False", "FALSE"];
+
 /// A line and a column, both from 1; columns are characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
@@ -119,11 +125,7 @@ fn newer_version(text: &str) -> Option<usize> {
 
 /// A plain scalar read as YAML 1.1 reads a boolean.
 pub(super) fn boolean(text: &str) -> Option<bool> {
-    match text {
-        "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" | "true" | "True" | "TRUE" => Some(true),
-        "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" | "false" | "False" | "FALSE" => Some(false),
-        _ => None,
-    }
+    if TRUE.contains(&text) { Some(true) } else { FALSE.contains(&text).then_some(false) }
 }
 
 /// A plain scalar read as YAML 1.1 reads an integer: `5`, `+5`, `1_000`, `017` and `0o17` (15), `0x1F`, `0b101`.

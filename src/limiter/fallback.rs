@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::hit::{FailurePolicy, Hit, Kind, Tally, Verdict};
+use crate::hit::{Ballot, FailurePolicy, Hit, Kind, Tally, Verdict};
 use crate::store::{Memory, StoreError};
 
 /// What answers while the store does not.
@@ -69,12 +69,14 @@ impl Fallback {
 }
 
 /// Whether hits of which some are over, and the others fit, admit their request.
-fn admits(hits: &[Hit<'_>], over: &[bool]) -> bool {
-    let is_over = |hit: &Hit<'_>| hits.iter().zip(over).any(|(other, over)| other.descriptor == hit.descriptor && *over);
-    let mut quotas = hits.iter().filter(|hit| hit.kind.is_quota()).peekable();
-    let no_quota = quotas.peek().is_none();
-    !hits.iter().any(|hit| hit.kind == Kind::Enforce && is_over(hit))
-        && (no_quota || quotas.any(|hit| hit.kind.is_shadow() || !is_over(hit)))
+fn admits(hits: &[Hit<'_>], mut over: &[bool]) -> bool {
+    let mut ballot = Ballot::default();
+    for descriptor in hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
+        let (mine, rest) = over.split_at(descriptor.len());
+        over = rest;
+        ballot.cast(descriptor[0].kind, mine.contains(&true));
+    }
+    ballot.admits()
 }
 
 /// A hit that is denied unasked is over with all that it costs, whether it counts as recorded or not.

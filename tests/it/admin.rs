@@ -167,6 +167,15 @@ fn mistakes_are_answered_with_what_to_do() {
 }
 
 #[test]
+fn explain_says_in_which_modes_the_server_is() {
+    let server = Ratelimitd::start(&["--config", &rules(), "--shadow-mode", "--quota-mode"]);
+    let (_, told) = get(&server, "/explain?domain=d&client=x");
+    assert!(told.contains("QUOTA_MODE is on") && told.contains("SHADOW_MODE is on"), "{told}");
+    let (_, told) = get(&Ratelimitd::start(&["--config", &rules()]), "/explain?domain=d&client=x");
+    assert!(told.contains("rule client") && !told.contains("is on"), "{told}");
+}
+
+#[test]
 fn a_web_page_in_the_operators_browser_may_not_reset() {
     let server = Ratelimitd::start(&["--config", &rules()]);
     let query = "/reset?domain=d&client=x";

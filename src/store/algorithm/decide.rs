@@ -5,7 +5,7 @@
 use smallvec::SmallVec;
 
 use super::{State, Terms};
-use crate::hit::{Hit, Kind, Tallies, Tally, Verdict};
+use crate::hit::{Ballot, Hit, Tallies, Tally, Verdict};
 
 /// A counter while a request is decided on it.
 #[derive(Debug)]
@@ -15,14 +15,6 @@ pub(in crate::store) struct Held {
     asked: u64,
     /// Hits that it takes (+) or gives back (-) in any case.
     sure: i64,
-}
-
-/// How a request's descriptors have fared.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ballot {
-    denied: bool,
-    quotas: u32,
-    quotas_fitting: u32,
 }
 
 /// A hit, judged.
@@ -149,46 +141,5 @@ impl Judged {
             state.reset(now, window, limit)
         };
         self.terms.tally(self.over, used, wait)
-    }
-}
-
-impl Ballot {
-    /// Takes one descriptor's outcome: over, where any of its limits is.
-    fn cast(&mut self, kind: Kind, over: bool) {
-        self.denied |= over && kind == Kind::Enforce;
-        if kind.is_quota() {
-            self.quotas += 1;
-            self.quotas_fitting += u32::from(!over || kind.is_shadow());
-        }
-    }
-
-    /// No enforcing descriptor is over, and of the quota descriptors, where there are any, at least one fits.
-    fn admits(self) -> bool {
-        !self.denied && (self.quotas == 0 || self.quotas_fitting > 0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_enforcing_descriptor_denies_and_quotas_deny_together() {
-        use Kind::{Enforce, Quota, QuotaShadow, Shadow};
-        for (descriptors, admitted) in [
-            (&[][..], true),
-            (&[(Enforce, false)], true),
-            (&[(Enforce, false), (Enforce, true)], false),
-            (&[(Shadow, true)], true),
-            (&[(Quota, true)], false),
-            (&[(Quota, true), (Quota, false)], true),
-            (&[(Quota, true), (Quota, true), (Enforce, false)], false),
-            (&[(Quota, true), (QuotaShadow, true)], true),
-            (&[(Quota, false), (Enforce, true)], false),
-        ] {
-            let mut ballot = Ballot::default();
-            descriptors.iter().for_each(|(kind, over)| ballot.cast(*kind, *over));
-            assert_eq!(ballot.admits(), admitted, "{descriptors:?}");
-        }
     }
 }
