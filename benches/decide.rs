@@ -69,7 +69,7 @@ fn deciding(criterion: &mut Criterion) {
                 let started = Instant::now();
                 let running: Vec<_> = (0..threads)
                     .map(|number| {
-                        let fallback = Fallback { policy: FailurePolicy::Local, memory: Arc::clone(&memory) };
+                        let fallback = Fallback { policy: FailurePolicy::Local, share: 1.0, memory: Arc::clone(&memory) };
                         let limiter =
                             RateLimiter::new(Arc::clone(&rules), Store::Memory(Arc::clone(&memory)), fallback, Arc::clone(&metrics));
                         let requests = Arc::clone(&requests);

@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store = Store::Memory(Arc::clone(&memory));
 
     // Who answers when the store does not. A memory store always does.
-    let fallback = Fallback { policy: FailurePolicy::Local, memory };
+    let fallback = Fallback { policy: FailurePolicy::Local, share: 1.0, memory };
 
     // A mistake in the rules is an error that names the text, the line and the column. The text's name is ours to choose.
     let loaded = config::parse(&[(PathBuf::from("embed.yaml"), RULES.to_owned())], LoadOptions::default())?;

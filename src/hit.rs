@@ -108,6 +108,8 @@ pub struct Tally {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub admitted: bool,
+    /// A remembered denial answered, and the store was not asked.
+    pub by_denial: bool,
     pub tallies: Tallies,
 }
 
@@ -170,6 +172,13 @@ impl Kind {
 
     pub fn is_shadow(self) -> bool {
         matches!(self, Self::Shadow | Self::QuotaShadow)
+    }
+}
+
+impl Hit<'_> {
+    /// The tally of a hit that nobody was asked about, because something else answered for its request: it fits.
+    pub fn unasked(&self) -> Tally {
+        Tally { over: false, used: 0, remaining: self.limit.get(), reset: Duration::ZERO }
     }
 }
 

@@ -44,7 +44,7 @@
 //! // At most 100,000 counters; beyond, the one that expires first goes.
 //! let memory = Arc::new(Memory::new(100_000, Clock::System, StoreSeries::detached()));
 //! let rules = Arc::new(LiveRules::new(Rules::new(Vec::new())?));
-//! let fallback = Fallback { policy: FailurePolicy::Local, memory: Arc::clone(&memory) };
+//! let fallback = Fallback { policy: FailurePolicy::Local, share: 1.0, memory: Arc::clone(&memory) };
 //! let limiter = RateLimiter::new(rules, Store::Memory(memory), fallback, Arc::new(Metrics::new()?));
 //!
 //! // At most 3 logins of alice in any 60 seconds.

@@ -78,6 +78,11 @@ impl Limit {
     pub fn get(self) -> u64 {
         self.0
     }
+
+    /// This share of it, rounded down; of a limit above 0 at least 1.
+    pub fn share(self, share: f64) -> Self {
+        Self(share_of(self.0, share))
+    }
 }
 
 impl From<u32> for Limit {
@@ -192,6 +197,11 @@ impl Burst {
     /// Hits, 1 to 10^15.
     pub fn get(self) -> u64 {
         self.0.get()
+    }
+
+    /// This share of it, rounded down, at least 1.
+    pub fn share(self, share: f64) -> Self {
+        Self(NonZeroU64::new(share_of(self.0.get(), share)).unwrap_or(NonZeroU64::MIN))
     }
 
     /// The same, if 10 years refill it. A limit of 0 denies everything, whatever its burst.
@@ -344,6 +354,11 @@ impl fmt::Display for Micros {
     }
 }
 
+/// Hits are below 2^53, so that a float holds them whole.
+fn share_of(hits: u64, share: f64) -> u64 {
+    ((hits as f64 * share) as u64).clamp(hits.min(1), Limit::MOST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -421,5 +436,15 @@ mod tests {
         assert_eq!(Cost::take(1 << 52).amount(), 1 << 52);
         assert_eq!((Cost::take(1 << 63).need(), Cost::take(1 << 63).amount()), ((1 << 52) + 1, 0));
         assert_eq!((Cost::refund(u64::MAX).need(), Cost::refund(u64::MAX).amount()), (0, 1 << 52));
+    }
+
+    #[test]
+    fn a_share_is_rounded_down_and_leaves_at_least_one() {
+        for (limit, share, expected) in
+            [(10, 0.5, 5), (10, 0.25, 2), (3, 0.1, 1), (0, 0.5, 0), (10, 1.0, 10), (Limit::MOST, 2.0, Limit::MOST)]
+        {
+            assert_eq!(Limit::new(limit).unwrap().share(share).get(), expected, "{limit} x {share}");
+        }
+        assert_eq!(Burst::new(3).unwrap().share(0.1).get(), 1);
     }
 }

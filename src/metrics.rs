@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 mod by_rule;
 
@@ -56,6 +56,33 @@ pub struct StoreSeries {
     failures: [Counter; StoreFailure::ALL.len()],
 }
 
+/// The handles of the Redis store, all its runtimes together.
+#[derive(Clone)]
+pub struct RedisSeries {
+    pub store: StoreSeries,
+    /// Requests denied by a remembered denial, without a call.
+    pub denial_answers: Counter,
+    /// Hits in one call of the script.
+    pub batch_hits: Histogram,
+    /// Requests that wait for the next call.
+    pub queue_depth: Gauge,
+    /// 1 while Redis is not asked because it does not answer.
+    pub breaker_open: Gauge,
+    pub breaker_openings: Counter,
+    deadline_misses: [Counter; Stage::ALL.len()],
+}
+
+/// What a request waited for when its deadline passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// For the next batch.
+    Queue,
+    /// For a connection.
+    Connect,
+    /// For its batch's reply.
+    Call,
+}
+
 /// Why a store gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreFailure {
@@ -67,6 +94,8 @@ pub enum StoreFailure {
     QueueFull,
     /// The store answered with an error.
     Reply,
+    /// The store was not asked, because it lately gave no answers.
+    BreakerOpen,
 }
 
 /// How often a method was called, and how long it took.
@@ -85,13 +114,20 @@ pub struct PolicySeries {
 /// Upper bounds, in seconds: fine where a decision should be (Envoy gives up after 20 ms), coarse beyond.
 const RESPONSE_TIME_BUCKETS: [f64; 14] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.5, 1.0, 10.0];
 
+const BATCH_BUCKETS: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
 const METADATA: Metadata<'static> = Metadata::new("ratelimit", Level::INFO, None);
 
 impl Metrics {
     /// # Errors
     /// Never in practice: the exporter refuses only an empty list of buckets.
     pub fn new() -> Result<Self, BuildError> {
-        let recorder = Arc::new(PrometheusBuilder::new().set_buckets(&RESPONSE_TIME_BUCKETS)?.build_recorder());
+        let recorder = Arc::new(
+            PrometheusBuilder::new()
+                .set_buckets(&RESPONSE_TIME_BUCKETS)?
+                .set_buckets_for_metric(Matcher::Full(BATCH_HITS.to_owned()), &BATCH_BUCKETS)?
+                .build_recorder(),
+        );
         describe(&recorder);
         let counter = |name| recorder.register_counter(&Key::from_static_name(name), &METADATA);
         let gauge = |name| recorder.register_gauge(&Key::from_static_name(name), &METADATA);
@@ -133,6 +169,21 @@ impl Metrics {
             evictions: self.counter(STORE_EVICTIONS, [("store", kind)]),
             counters: self.recorder.register_gauge(&key(STORE_COUNTERS, [("store", kind)]), &METADATA),
             failures: StoreFailure::ALL.map(|why| self.counter(STORE_FAILURES, [("store", kind), ("reason", why.label())])),
+        }
+    }
+
+    /// The handles of the Redis store.
+    pub fn redis(&self) -> RedisSeries {
+        let labels = || [("store", "redis")];
+        let gauge = |name| self.recorder.register_gauge(&key(name, labels()), &METADATA);
+        RedisSeries {
+            store: self.store("redis"),
+            denial_answers: self.counter(DENIAL_ANSWERS, labels()),
+            batch_hits: self.recorder.register_histogram(&key(BATCH_HITS, labels()), &METADATA),
+            queue_depth: gauge(QUEUE_DEPTH),
+            breaker_open: gauge(BREAKER_OPEN),
+            breaker_openings: self.counter(BREAKER_OPENINGS, labels()),
+            deadline_misses: Stage::ALL.map(|stage| self.counter(DEADLINE_MISSES, [("store", "redis"), ("stage", stage.label())])),
         }
     }
 
@@ -184,6 +235,36 @@ impl StoreSeries {
     }
 }
 
+impl RedisSeries {
+    pub fn detached() -> Self {
+        Self {
+            store: StoreSeries::detached(),
+            denial_answers: Counter::noop(),
+            batch_hits: Histogram::noop(),
+            queue_depth: Gauge::noop(),
+            breaker_open: Gauge::noop(),
+            breaker_openings: Counter::noop(),
+            deadline_misses: Stage::ALL.map(|_| Counter::noop()),
+        }
+    }
+
+    pub fn missed(&self, stage: Stage) {
+        self.deadline_misses[stage as usize].increment(1);
+    }
+}
+
+impl Stage {
+    const ALL: [Self; 3] = [Self::Queue, Self::Connect, Self::Call];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::Connect => "connect",
+            Self::Call => "call",
+        }
+    }
+}
+
 impl MethodSeries {
     pub fn answered(&self, took: Duration) {
         self.requests.increment(1);
@@ -192,7 +273,7 @@ impl MethodSeries {
 }
 
 impl StoreFailure {
-    const ALL: [Self; 4] = [Self::Deadline, Self::Connection, Self::QueueFull, Self::Reply];
+    const ALL: [Self; 5] = [Self::Deadline, Self::Connection, Self::QueueFull, Self::Reply, Self::BreakerOpen];
 
     fn label(self) -> &'static str {
         match self {
@@ -200,6 +281,7 @@ impl StoreFailure {
             Self::Connection => "connection",
             Self::QueueFull => "queue_full",
             Self::Reply => "reply",
+            Self::BreakerOpen => "breaker_open",
         }
     }
 }
@@ -226,6 +308,12 @@ const STORE_FAILURES: &str = "ratelimit_store_failures";
 const STORE_EVICTIONS: &str = "ratelimit_store_evictions";
 const STORE_COUNTERS: &str = "ratelimit_store_counters";
 const POLICY_ANSWERS: &str = "ratelimit_policy_answers";
+const DENIAL_ANSWERS: &str = "ratelimit_store_denial_answers";
+const BATCH_HITS: &str = "ratelimit_store_batch_hits";
+const QUEUE_DEPTH: &str = "ratelimit_store_queue_depth";
+const BREAKER_OPEN: &str = "ratelimit_store_breaker_open";
+const BREAKER_OPENINGS: &str = "ratelimit_store_breaker_openings";
+const DEADLINE_MISSES: &str = "ratelimit_store_deadline_misses";
 
 fn key<const N: usize>(name: &'static str, labels: [(&'static str, &str); N]) -> Key {
     Key::from_parts(name, labels.map(|(label, value)| Label::new(label, value.to_owned())).to_vec())
@@ -250,6 +338,9 @@ fn describe(recorder: &PrometheusRecorder) {
         (STORE_FAILURES, "Requests that a store did not answer, by reason"),
         (STORE_EVICTIONS, "Counters dropped before their time because the memory store was full"),
         (POLICY_ANSWERS, "Requests answered by the failure policy because the store gave no answer"),
+        (DENIAL_ANSWERS, "Requests denied by a remembered denial, without asking the store"),
+        (BREAKER_OPENINGS, "How often the store was given up until it answers a probe"),
+        (DEADLINE_MISSES, "Requests that the store did not answer in time, by what they waited for: queue, connect or call"),
     ] {
         recorder.describe_counter(KeyName::from_const_str(name), None, SharedString::const_str(help));
     }
@@ -260,6 +351,8 @@ fn describe(recorder: &PrometheusRecorder) {
         (RULES_STALE, "1 while the rules in force are not the newest, because the newest files were refused"),
         (RULES_LOADED_AT, "When the rules in force were loaded, in seconds since the Unix epoch"),
         (STORE_COUNTERS, "Counters that the memory store holds"),
+        (QUEUE_DEPTH, "Requests that wait for the next call to the store"),
+        (BREAKER_OPEN, "1 while the store is not asked because it gave no answers"),
     ] {
         recorder.describe_gauge(KeyName::from_const_str(name), None, SharedString::const_str(help));
     }
@@ -269,4 +362,9 @@ fn describe(recorder: &PrometheusRecorder) {
     ] {
         recorder.describe_histogram(KeyName::from_const_str(name), Some(Unit::Seconds), SharedString::const_str(help));
     }
+    recorder.describe_histogram(
+        KeyName::from_const_str(BATCH_HITS),
+        None,
+        SharedString::const_str("Hits decided by one call to the store"),
+    );
 }

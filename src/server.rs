@@ -27,10 +27,10 @@ use crate::config::Problems;
 use crate::config::watch::RulesFiles;
 use crate::grpc::HEALTH_SERVICE;
 use crate::limiter::{Fallback, Notices, RateLimiter};
-use crate::metrics::{Metrics, StoreSeries};
+use crate::metrics::{Metrics, RedisSeries};
 use crate::settings::{Address, Settings, StoreSettings};
 use crate::store::redis::RedisUrlError;
-use crate::store::{Clock, Memory, Redis, RedisOptions, Store};
+use crate::store::{Clock, Memory, Redis, Store};
 use listener::{Listener, Protocol};
 use thread::{Blueprint, ServingThread};
 
@@ -89,7 +89,7 @@ impl Server {
         }
         let metrics = Arc::new(Metrics::new()?);
         let rules = RulesFiles::load(settings.rules.clone(), settings.load_options, Arc::clone(&metrics))?;
-        let (stores, memory) = stores(&settings, &metrics)?;
+        let Stores { serving, admin, memory } = stores(&settings, &metrics)?;
         let grpc = Listener::bind("gRPC", &settings.grpc).await?;
         let http = Listener::bind("HTTP", &Address::Tcp(settings.http)).await?;
         let metrics_page = bind_page("metrics", settings.metrics).await?;
@@ -97,10 +97,10 @@ impl Server {
 
         // A memory store always answers: its fallback is itself.
         let fallback = memory.unwrap_or_else(|| Arc::new(Memory::new(settings.counters_max, Clock::System, metrics.store("fallback"))));
-        let policy = Fallback { policy: settings.on_store_failure, memory: Arc::clone(&fallback) };
+        let policy = Fallback { policy: settings.on_store_failure, share: settings.fallback_share, memory: Arc::clone(&fallback) };
         let health = Health { grpc: tonic_health::server::health_reporter().0, http: Arc::default() };
         health.set(!settings.healthy_once_loaded).await;
-        let limiter = RateLimiter::new(Arc::clone(rules.live()), admins_store(&settings, &fallback)?, policy.clone(), Arc::clone(&metrics));
+        let limiter = RateLimiter::new(Arc::clone(rules.live()), admin, policy.clone(), Arc::clone(&metrics));
         let limiter = limiter.in_modes(settings.modes);
         let blueprint = Blueprint {
             rules: Arc::clone(rules.live()),
@@ -115,7 +115,7 @@ impl Server {
             request_bytes_max: settings.request_bytes_max,
         };
         let start = |(number, store)| ServingThread::start(number, store, blueprint.clone()).map_err(ServerError::Thread);
-        let threads: Vec<ServingThread> = stores.into_iter().enumerate().map(start).collect::<Result<_, _>>()?;
+        let threads: Vec<ServingThread> = serving.into_iter().enumerate().map(start).collect::<Result<_, _>>()?;
         info!(threads = threads.len(), store = ?settings.store, on_store_failure = settings.on_store_failure.as_str(), "ready to serve");
         Ok(Self {
             grpc,
@@ -189,32 +189,29 @@ impl Health {
     }
 }
 
-/// A store for each thread; and the memory that all of them share, where that is the store. Toward Redis each has a batch
-/// and a connection of its own, so that a request never leaves its thread.
-fn stores(settings: &Settings, metrics: &Metrics) -> Result<(Vec<Store>, Option<Arc<Memory>>), ServerError> {
+/// The one store, as each thread asks it. Toward Redis each has a batch and a connection of its own, so that a request never
+/// leaves its thread.
+struct Stores {
+    serving: Vec<Store>,
+    admin: Store,
+    /// Where that is the store.
+    memory: Option<Arc<Memory>>,
+}
+
+fn stores(settings: &Settings, metrics: &Metrics) -> Result<Stores, ServerError> {
     match &settings.store {
         StoreSettings::Memory => {
             let memory = Arc::new(Memory::new(settings.counters_max, Clock::System, metrics.store("memory")));
-            let stores = (0..settings.serving_threads).map(|_| Store::Memory(Arc::clone(&memory))).collect();
-            Ok((stores, Some(memory)))
+            let store = Store::Memory(Arc::clone(&memory));
+            Ok(Stores { serving: vec![store.clone(); settings.serving_threads], admin: store, memory: Some(memory) })
         }
-        StoreSettings::Redis { url, timeout } => {
-            let options = RedisOptions { url: url.clone(), timeout: *timeout, clock: Clock::System };
-            let store = |_| Ok(Store::Redis(Redis::new(&options, metrics.store("redis"))?));
-            Ok(((0..settings.serving_threads).map(store).collect::<Result<_, RedisUrlError>>()?, None))
+        StoreSettings::Redis(options) => {
+            let redis = Redis::new(options, metrics.redis())?;
+            let serving = (0..settings.serving_threads).map(|_| Store::Redis(redis.on_another_runtime(metrics.redis()))).collect();
+            // What the admin port asks, from the control runtime, shows in no series.
+            Ok(Stores { serving, admin: Store::Redis(redis.on_another_runtime(RedisSeries::detached())), memory: None })
         }
     }
-}
-
-/// A store for the admin port, which is asked from the control runtime. What it asks shows in no series.
-fn admins_store(settings: &Settings, memory: &Arc<Memory>) -> Result<Store, RedisUrlError> {
-    Ok(match &settings.store {
-        StoreSettings::Memory => Store::Memory(Arc::clone(memory)),
-        StoreSettings::Redis { url, timeout } => {
-            let options = RedisOptions { url: url.clone(), timeout: *timeout, clock: Clock::System };
-            Store::Redis(Redis::new(&options, StoreSeries::detached())?)
-        }
-    })
 }
 
 async fn bind_page(what: &'static str, address: SocketAddr) -> Result<TcpListener, ServerError> {

@@ -3,12 +3,13 @@
 //! its settings that this server does not have are named, never passed over in silence.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+
+mod redis;
 
 use crate::config::LoadOptions;
 use crate::descriptor::RequestBounds;
@@ -16,6 +17,8 @@ use crate::grpc::{LimitHeaders, ReplyOptions};
 use crate::hit::FailurePolicy;
 use crate::limit::parse_duration;
 use crate::limiter::Modes;
+use crate::store::RedisOptions;
+pub use redis::RedisArgs;
 
 /// How to serve, as it was said on the command line and in the environment.
 #[derive(Args, Clone)]
@@ -103,17 +106,16 @@ pub struct ServeArgs {
     #[arg(long, env = "BACKEND_TYPE", value_name = "STORE")]
     backend_type: Option<String>,
 
-    /// host:port, the path of a Unix socket, or redis://USER:PASSWORD@HOST:PORT/DATABASE
-    #[arg(long, env = "REDIS_URL", value_name = "ADDRESS", hide_env_values = true)]
-    redis_url: Option<String>,
-
-    /// How long Redis may take, queueing and connecting included; Envoy gives up after 20ms
-    #[arg(long, env = "REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms", value_parser = positive_duration)]
-    redis_timeout: Duration,
+    #[command(flatten)]
+    redis: RedisArgs,
 
     /// Who answers while Redis does not: local (this server by itself), allow, deny or error
     #[arg(long, env = "ON_STORE_FAILURE", value_name = "POLICY", default_value = "local")]
     on_store_failure: FailurePolicy,
+
+    /// The share of each limit that this server enforces by itself while Redis does not answer, above 0
+    #[arg(long, env = "FALLBACK_SHARE", value_name = "SHARE", default_value = "1", value_parser = share)]
+    fallback_share: f64,
 
     /// The most counters held in memory; beyond, those that expire first go
     #[arg(long, env = "MAX_COUNTERS", value_name = "NUMBER", default_value = "1000000", value_parser = positive)]
@@ -188,6 +190,8 @@ pub struct Settings {
     pub healthy_once_loaded: bool,
     pub store: StoreSettings,
     pub on_store_failure: FailurePolicy,
+    /// Of each limit, what this server enforces by itself while the store does not answer; above 0.
+    pub fallback_share: f64,
     pub counters_max: usize,
     pub request_bounds: RequestBounds,
     pub request_bytes_max: usize,
@@ -205,10 +209,10 @@ pub enum Address {
 }
 
 /// Which store keeps the counters.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum StoreSettings {
     Memory,
-    Redis { url: String, timeout: Duration },
+    Redis(Box<RedisOptions>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -245,24 +249,13 @@ pub struct SettingsError(String);
 /// The reference server's default for RUNTIME_ROOT.
 const RUNTIME_ROOT: &str = "/srv/runtime_data/current";
 
-/// Envoy's default timeout is 20 ms; a Redis timeout above this leaves no time for the failure policy's answer.
-const REDIS_TIMEOUT_SENSIBLE: Duration = Duration::from_millis(15);
-
 /// Settings of the reference server that would change answers, with the value that asks for nothing special. Any other
 /// value is refused until it is supported.
-const REFUSED: [(&str, &[&str]); 7] = [
-    ("CONFIG_TYPE", &["FILE"]),
-    ("REDIS_TYPE", &["SINGLE"]),
-    ("REDIS_AUTH", &[]),
-    ("REDIS_TLS", FALSE),
-    ("REDIS_PERSECOND", FALSE),
-    ("CACHE_KEY_PREFIX", &[]),
-    ("GRPC_SERVER_USE_TLS", FALSE),
-];
+const REFUSED: [(&str, &[&str]); 3] = [("CONFIG_TYPE", &["FILE"]), ("REDIS_PERSECOND", FALSE), ("GRPC_SERVER_USE_TLS", FALSE)];
 
 /// Settings of the reference server that change no answer. Named in one warning where they are set. (REDIS_SOCKET_TYPE and
 /// USE_PROMETHEUS need no word: REDIS_URL shows what it is, and Prometheus is always on.)
-const IGNORED: [&str; 24] = [
+const IGNORED: [&str; 23] = [
     "USE_STATSD",
     "USE_DOG_STATSD",
     "STATSD_HOST",
@@ -277,7 +270,6 @@ const IGNORED: [&str; 24] = [
     "RUNTIME_IGNOREDOTFILES",
     "RUNTIME_WATCH_ROOT",
     "EXPIRATION_JITTER_MAX_SECONDS",
-    "LOCAL_CACHE_SIZE_IN_BYTES",
     "STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT",
     "REDIS_POOL_SIZE",
     "REDIS_POOL_ON_EMPTY_BEHAVIOR",
@@ -320,6 +312,7 @@ impl ServeArgs {
             modes: Modes { shadow: self.shadow_mode, quota: self.quota_mode, near_limit_ratio: self.near_limit_ratio },
             reply: self.reply(),
             on_store_failure: self.on_store_failure,
+            fallback_share: self.fallback_share,
             counters_max: self.max_counters,
             request_bounds: RequestBounds { descriptors: self.max_descriptors, entries_per_descriptor: self.max_entries },
             request_bytes_max: self.max_request_bytes,
@@ -343,20 +336,14 @@ impl ServeArgs {
     }
 
     fn store(&self, warnings: &mut Vec<String>) -> Result<StoreSettings, SettingsError> {
-        let url = self.redis_url.clone().filter(|url| !url.is_empty());
-        match (self.backend_type.as_deref().filter(|store| !store.is_empty()), url) {
-            (Some("memory"), _) | (None, None) => Ok(StoreSettings::Memory),
-            (Some("redis") | None, Some(url)) => {
-                if self.redis_timeout > REDIS_TIMEOUT_SENSIBLE {
-                    let timeout = self.redis_timeout;
-                    warnings.push(format!(
-                        "REDIS_TIMEOUT is {timeout:?}: Envoy gives up after 20ms unless told otherwise, so keep it at 15ms or less"
-                    ));
-                }
-                Ok(StoreSettings::Redis { url, timeout: self.redis_timeout })
-            }
-            (Some("redis"), None) => Err(SettingsError("BACKEND_TYPE is redis, but REDIS_URL is not set: give it host:port".to_owned())),
-            (Some(other), _) => Err(SettingsError(format!("BACKEND_TYPE is memory or redis, not `{other}`"))),
+        let mut redis =
+            || Ok(self.redis.settle(warnings)?.map_or(StoreSettings::Memory, |options| StoreSettings::Redis(Box::new(options))));
+        match self.backend_type.as_deref().filter(|store| !store.is_empty()) {
+            None => redis(),
+            Some("memory") => Ok(StoreSettings::Memory),
+            Some("redis") if self.redis.has_address() => redis(),
+            Some("redis") => Err(SettingsError("BACKEND_TYPE is redis, but REDIS_URL is not set: give it host:port".to_owned())),
+            Some(other) => Err(SettingsError(format!("BACKEND_TYPE is memory or redis, not `{other}`"))),
         }
     }
 }
@@ -378,16 +365,6 @@ impl RulesArgs {
                 vec![root.join(below(self.runtime_subdirectory.unwrap_or_default())).join(below(self.runtime_appdirectory))]
             }
             None => vec![PathBuf::from("config")],
-        }
-    }
-}
-
-impl fmt::Debug for StoreSettings {
-    /// Without the address, which may hold a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memory => f.write_str("Memory"),
-            Self::Redis { timeout, .. } => f.debug_struct("Redis").field("timeout", timeout).finish_non_exhaustive(),
         }
     }
 }
@@ -464,6 +441,10 @@ fn ratio(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio)).ok_or_else(|| "must be a number from 0 to 1".to_owned())
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|share: &f64| *share > 0.0 && share.is_finite()).ok_or_else(|| "must be a number above 0".to_owned())
+}
+
 fn header_name(text: &str) -> Result<String, String> {
     let name = axum::http::HeaderName::from_bytes(text.as_bytes());
     name.map(|_| text.to_owned()).map_err(|_| "must be the name of a header".to_owned())
@@ -491,6 +472,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::store::redis::RedisDeployment;
 
     #[derive(Parser)]
     struct Cli {
@@ -505,17 +487,39 @@ mod tests {
 
     #[test]
     fn redis_is_the_store_where_its_address_is_given() {
-        assert_eq!(settle(&[], &[]).unwrap().store, StoreSettings::Memory);
-        assert!(matches!(settle(&["--redis-url", "r:6379"], &[]).unwrap().store, StoreSettings::Redis { .. }));
-        assert_eq!(settle(&["--redis-url", "r:6379", "--backend-type", "memory"], &[]).unwrap().store, StoreSettings::Memory);
+        assert!(matches!(settle(&[], &[]).unwrap().store, StoreSettings::Memory));
+        assert!(matches!(settle(&["--redis-url", "r:6379"], &[]).unwrap().store, StoreSettings::Redis(_)));
+        assert!(matches!(settle(&["--redis-url", "r:6379", "--backend-type", "memory"], &[]).unwrap().store, StoreSettings::Memory));
         assert!(settle(&["--backend-type", "redis"], &[]).is_err());
         assert!(settle(&["--backend-type", "memcache"], &[]).unwrap_err().to_string().contains("not `memcache`"));
     }
 
     #[test]
     fn no_password_shows_in_debug_output() {
-        let settings = settle(&["--redis-url", "redis://:hunter2@r:6379"], &[]).unwrap();
-        assert!(!format!("{settings:?}").contains("hunter2"));
+        let secrets = ["--redis-url", "redis://:hunter2@r:6379", "--redis-auth", "user:hunter2", "--redis-sentinel-auth", "hunter2"];
+        assert!(!format!("{:?}", settle(&secrets, &[]).unwrap()).contains("hunter2"));
+    }
+
+    #[test]
+    fn the_redis_settings_read_as_the_reference_server_reads_them() {
+        let redis = |args: &[&str]| match settle(&[&["--redis-url", "r:6379"], args].concat(), &[])?.store {
+            StoreSettings::Redis(options) => Ok::<_, SettingsError>(*options),
+            StoreSettings::Memory => panic!("an address is set"),
+        };
+        let options: RedisOptions = redis(&["--redis-type", "SINGLE", "--redis-auth", "", "--local-cache-size-in-bytes="]).unwrap();
+        assert_eq!((options.deployment, options.auth, options.denials_max), (RedisDeployment::Single, None, 65_536));
+        let options = redis(&["--redis-type", "Sentinel", "--redis-auth", "u:p", "--local-cache-size-in-bytes", "0"]).unwrap();
+        assert_eq!((options.deployment, options.auth.as_deref(), options.denials_max), (RedisDeployment::Sentinel, Some("u:p"), 0));
+        assert!(options.tls.is_none() && redis(&["--redis-tls"]).unwrap().tls.is_some());
+        for (wrong, says) in [
+            (&["--redis-type", "cluster"][..], "not supported yet"),
+            (&["--redis-type", "ring"], "not `ring`"),
+            (&["--cache-key-prefix", "a{b"], "brace"),
+            (&["--redis-tls", "--redis-tls-cacert", "/nowhere.pem"], "REDIS_TLS_CACERT: /nowhere.pem can't be read"),
+            (&["--redis-tls", "--redis-tls-client-key", "Cargo.toml"], "go together"),
+        ] {
+            assert!(redis(wrong).unwrap_err().to_string().contains(says), "{wrong:?}");
+        }
     }
 
     #[test]
@@ -526,8 +530,8 @@ mod tests {
 
     #[test]
     fn settings_of_the_reference_server_are_never_passed_over_in_silence() {
-        assert!(settle(&[], &[("REDIS_TLS", "true")]).unwrap_err().to_string().contains("REDIS_TLS"));
-        assert!(settle(&[], &[("REDIS_TLS", "False"), ("REDIS_TYPE", "single"), ("REDIS_AUTH", "")]).unwrap().warnings.is_empty());
+        assert!(settle(&[], &[("REDIS_PERSECOND", "true")]).unwrap_err().to_string().contains("REDIS_PERSECOND"));
+        assert!(settle(&[], &[("REDIS_PERSECOND", "False"), ("GRPC_SERVER_USE_TLS", "")]).unwrap().warnings.is_empty());
         let warnings = settle(&[], &[("USE_STATSD", "true"), ("EXTRA_TAGS", "a:b")]).unwrap().warnings;
         assert_eq!(warnings, ["set, but without effect here: USE_STATSD, EXTRA_TAGS"]);
     }

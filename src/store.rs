@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 mod algorithm;
+mod denial;
 mod key;
 pub mod memory;
 pub mod redis;
@@ -45,6 +46,8 @@ pub enum StoreError {
     Connection(String),
     #[error("the queue toward the store is full")]
     QueueFull,
+    #[error("the store is not asked until it answers a probe")]
+    BreakerOpen,
     #[error("the store answered with an error: {0}")]
     Reply(String),
 }
@@ -57,12 +60,21 @@ impl Store {
     /// The store gave no verdict: see [`StoreError`]. The memory store always gives one.
     pub async fn decide(&self, hits: &[Hit<'_>], within: Option<Duration>) -> Result<Verdict, StoreError> {
         if hits.is_empty() {
-            return Ok(Verdict { admitted: true, tallies: Default::default() });
+            return Ok(Verdict { admitted: true, by_denial: false, tallies: Default::default() });
         }
         match self {
             Self::Memory(memory) => Ok(memory.decide(hits)),
             Self::Redis(redis) => redis.decide(hits, within).await,
         }
+    }
+
+    /// The name under which this store keeps a counter, as text: what can be looked up in Redis.
+    pub fn key_of(&self, counter: &Counter<'_>) -> String {
+        let prefix = match self {
+            Self::Memory(_) => "",
+            Self::Redis(redis) => redis.key_prefix(),
+        };
+        String::from_utf8_lossy(&key::encode(prefix, counter)).into_owned()
     }
 
     /// Waits until what is under way toward the store has been answered, its timeout at most.
@@ -74,9 +86,9 @@ impl Store {
     }
 }
 
-/// The name under which every store keeps a counter, as text: what `explain` tells and what can be looked up in Redis.
+/// The name under which every store keeps a counter, as text, where no key prefix is set: what `explain` tells.
 pub fn key_of(counter: &Counter<'_>) -> String {
-    String::from_utf8_lossy(&key::encode(counter)).into_owned()
+    String::from_utf8_lossy(&key::encode("", counter)).into_owned()
 }
 
 impl From<&StoreError> for StoreFailure {
@@ -85,6 +97,7 @@ impl From<&StoreError> for StoreFailure {
             StoreError::Deadline(_) => Self::Deadline,
             StoreError::Connection(_) => Self::Connection,
             StoreError::QueueFull => Self::QueueFull,
+            StoreError::BreakerOpen => Self::BreakerOpen,
             StoreError::Reply(_) => Self::Reply,
         }
     }

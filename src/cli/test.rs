@@ -101,7 +101,7 @@ async fn run_scenario(scenario: &Scenario, file: &Path, rules: Arc<LiveRules>, m
     }
     let clock = SteppedClock::starting_at(START);
     let memory = Arc::new(Memory::new(COUNTERS_MAX, Clock::Stepped(clock.clone()), StoreSeries::detached()));
-    let fallback = Fallback { policy: FailurePolicy::Error, memory: Arc::clone(&memory) };
+    let fallback = Fallback { policy: FailurePolicy::Error, share: 1.0, memory: Arc::clone(&memory) };
     let limiter = RateLimiter::new(rules, Store::Memory(memory), fallback, metrics);
     for step in &scenario.steps {
         clock.set(START + micros(step.at));

@@ -35,7 +35,8 @@ pub(super) fn conclude(request: &Request, found: &Found<'_>, verdict: &Verdict, 
             _ => None,
         };
         if let Some(rule) = rule {
-            rule.count(descriptor, &counts(hit, tally.over, before[at], rule.kind().is_shadow(), modes.near_limit_ratio));
+            let counts = counts(hit, tally.over, before[at], rule.kind().is_shadow(), modes.near_limit_ratio);
+            rule.count(descriptor, &HitCounts { over_by_denial: if verdict.by_denial { counts.over } else { 0 }, ..counts });
         }
         statuses.push(status(hit, tally, found.limits[at], rule, modes.quota));
     }
@@ -126,6 +127,7 @@ fn counts(hit: &Hit<'_>, over: bool, before: u64, shadow: bool, near_limit_ratio
         within: if over { 0 } else { cost },
         near: between(near_from, limit),
         over: over_limit,
+        over_by_denial: 0,
         shadow: if shadow { over_limit } else { 0 },
     }
 }
@@ -150,7 +152,7 @@ mod tests {
     /// within, near, over; of a hit alone in its request
     fn split(limit: u32, cost: u64, over: bool, used: u64, recorded: bool) -> (u64, u64, u64) {
         let hit = Hit { count_denied: over && recorded, ..hit(limit, Cost::take(cost)) };
-        let verdict = Verdict { admitted: recorded && !over, tallies: [tally(over, used)].into_iter().collect() };
+        let verdict = Verdict { admitted: recorded && !over, by_denial: false, tallies: [tally(over, used)].into_iter().collect() };
         let before = used_before(std::slice::from_ref(&hit), &verdict)[0];
         let counts = counts(&hit, over, before, false, 0.8);
         assert_eq!((counts.total, counts.shadow), (cost, 0));
@@ -188,7 +190,7 @@ mod tests {
         let before = |overs: &[bool], admitted: bool, used: u64| {
             let hits: Vec<_> = (0..overs.len()).map(|descriptor| Hit { descriptor, ..hit(2, Cost::take(1)) }).collect();
             let tallies = overs.iter().map(|over| tally(*over, used)).collect();
-            used_before(&hits, &Verdict { admitted, tallies }).to_vec()
+            used_before(&hits, &Verdict { admitted, by_denial: false, tallies }).to_vec()
         };
         // A limit of 2, three times in one request, on a counter that holds nothing: denied, and nothing recorded.
         assert_eq!(before(&[false, false, true], false, 0), [0, 1, 2]);

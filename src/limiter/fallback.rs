@@ -7,6 +7,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::hit::{Ballot, FailurePolicy, Hit, Kind, Tally, Verdict};
+use crate::limit::Algorithm;
 use crate::store::{Memory, StoreError};
 
 /// What answers while the store does not.
@@ -14,6 +15,9 @@ use crate::store::{Memory, StoreError};
 pub struct Fallback {
     /// Of the hits whose rule and domain have none.
     pub policy: FailurePolicy,
+    /// Of each limit, what [`FailurePolicy::Local`] lets through: 1 for all of it, 1 / n where n servers share the load. More
+    /// than 0; a share of a limit above 0 is at least 1.
+    pub share: f64,
     /// Decides under [`FailurePolicy::Local`].
     pub memory: Arc<Memory>,
 }
@@ -46,12 +50,12 @@ impl Fallback {
         let tallies = hits.iter().zip(&policies).zip(over).map(|((hit, policy), over)| {
             let mut next_local = || local.as_mut().and_then(Iterator::next);
             match policy {
-                FailurePolicy::Local => next_local().unwrap_or_else(|| unasked(hit)),
+                FailurePolicy::Local => next_local().unwrap_or_else(|| hit.unasked()),
                 _ if over => denied_unasked(hit),
-                _ => unasked(hit),
+                _ => hit.unasked(),
             }
         });
-        Ok(Verdict { tallies: tallies.collect(), admitted: admitted && locally_admitted })
+        Ok(Verdict { tallies: tallies.collect(), admitted: admitted && locally_admitted, by_denial: false })
     }
 
     /// The `local` hits alone. Where a quota of another policy fits, theirs can't deny.
@@ -61,10 +65,23 @@ impl Fallback {
         let quota_fits = hits.iter().enumerate().any(fits);
         let mine = hits.iter().enumerate().filter(|(at, _)| is_local(*at)).map(|(_, hit)| {
             let kind = if quota_fits && hit.kind.is_quota() { Kind::Shadow } else { hit.kind };
-            Hit { kind, ..hit.clone() }
+            self.shared(Hit { kind, ..hit.clone() })
         });
         let mine: SmallVec<[Hit<'_>; 2]> = mine.collect();
         self.memory.decide(&mine)
+    }
+}
+
+impl Fallback {
+    /// The hit under this server's share of its limit.
+    fn shared<'a>(&self, mut hit: Hit<'a>) -> Hit<'a> {
+        if self.share != 1.0 {
+            hit.limit = hit.limit.share(self.share);
+            if let Algorithm::TokenBucket { burst: Some(burst) } = &mut hit.counter.algorithm {
+                *burst = burst.share(self.share);
+            }
+        }
+        hit
     }
 }
 
@@ -83,11 +100,6 @@ fn admits(hits: &[Hit<'_>], mut over: &[bool]) -> bool {
 fn denied_unasked(hit: &Hit<'_>) -> Tally {
     let used = hit.counter.algorithm.capacity(hit.limit, hit.counter.window) + hit.cost.amount();
     Tally { over: true, used, remaining: 0, reset: DENIED_FOR }
-}
-
-/// A hit that nobody was asked about fits.
-fn unasked(hit: &Hit<'_>) -> Tally {
-    Tally { over: false, used: 0, remaining: hit.limit.get(), reset: Duration::ZERO }
 }
 
 #[cfg(test)]
@@ -111,7 +123,7 @@ mod tests {
 
     fn fallback() -> Fallback {
         let memory = Arc::new(Memory::new(100, Clock::System, StoreSeries::detached()));
-        Fallback { policy: Local, memory }
+        Fallback { policy: Local, share: 1.0, memory }
     }
 
     /// Whether it is admitted, and which hits are over; None for an error.

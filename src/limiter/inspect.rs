@@ -7,7 +7,7 @@ use crate::descriptor::Request;
 use crate::hit::{Counter, Hit, Kind};
 use crate::limit::{Cost, Limit};
 use crate::rules::{Explanation, Live};
-use crate::store::{StoreError, key_of};
+use crate::store::StoreError;
 
 impl RateLimiter {
     /// What the rules do to a request, and what each of its counters holds now, as text to read.
@@ -40,13 +40,13 @@ impl RateLimiter {
         let hits: Vec<_> = explanation.limits_mut().map(|limit| hit(limit.counter.clone(), limit.limit, everything)).collect();
         self.fallback.memory.decide(&hits);
         self.store.decide(&hits, None).await?;
-        Ok(hits.iter().map(|hit| key_of(&hit.counter)).collect())
+        Ok(hits.iter().map(|hit| self.store.key_of(&hit.counter)).collect())
     }
 
     /// One call of peeks for all counters.
     async fn fill_in(&self, explanation: &mut Explanation<'_>) -> Result<(), StoreError> {
         for limit in explanation.limits_mut() {
-            limit.key = Some(key_of(&limit.counter));
+            limit.key = Some(self.store.key_of(&limit.counter));
         }
         let peek = Cost::take(0);
         let hits: Vec<_> = explanation.limits_mut().map(|limit| hit(limit.counter.clone(), limit.limit, peek)).collect();
@@ -83,7 +83,7 @@ mod tests {
         let rules = Rules::new(vec![DomainSpec { name: "d".into(), rules: vec![rule], ..DomainSpec::default() }]).unwrap();
         let clock = Clock::Stepped(SteppedClock::starting_at(1_000_000_000));
         let memory = Arc::new(Memory::new(100, clock, StoreSeries::detached()));
-        let fallback = Fallback { policy: FailurePolicy::Local, memory: Arc::clone(&memory) };
+        let fallback = Fallback { policy: FailurePolicy::Local, share: 1.0, memory: Arc::clone(&memory) };
         RateLimiter::new(Arc::new(LiveRules::new(rules)), Store::Memory(memory), fallback, Arc::new(Metrics::new().unwrap()))
     }
 

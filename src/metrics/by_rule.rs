@@ -34,6 +34,8 @@ pub struct HitCounts {
     pub near: u64,
     /// Above the limit.
     pub over: u64,
+    /// Above the limit, and denied without asking the store.
+    pub over_by_denial: u64,
     /// Above the limit of a rule in shadow mode.
     pub shadow: u64,
 }
@@ -45,6 +47,7 @@ pub struct RuleSeries {
     within_limit: Counter,
     near_limit: Counter,
     over_limit: Counter,
+    over_limit_with_local_cache: Counter,
     shadow_mode: Counter,
 }
 
@@ -103,6 +106,7 @@ impl RuleSeries {
             within_limit: Counter::noop(),
             near_limit: Counter::noop(),
             over_limit: Counter::noop(),
+            over_limit_with_local_cache: Counter::noop(),
             shadow_mode: Counter::noop(),
         }
     }
@@ -117,19 +121,19 @@ impl RuleSeries {
         bump(&self.within_limit, counts.within);
         bump(&self.near_limit, counts.near);
         bump(&self.over_limit, counts.over);
+        bump(&self.over_limit_with_local_cache, counts.over_by_denial);
         bump(&self.shadow_mode, counts.shadow);
     }
 
     fn register(recorder: &PrometheusRecorder, values: &[String]) -> Self {
         let labels: Vec<_> = label_names(values.len()).iter().zip(values).map(|(label, value)| Label::new(*label, value.clone())).collect();
         let counter = |name: &'static str| recorder.register_counter(&Key::from_parts(name, labels.clone()), &METADATA);
-        // Every denial asks the store: this one stays at 0, for dashboards that add it up.
-        counter(OVER_LIMIT_WITH_LOCAL_CACHE).absolute(0);
         Self {
             total_hits: counter(TOTAL_HITS),
             within_limit: counter(WITHIN_LIMIT),
             near_limit: counter(NEAR_LIMIT),
             over_limit: counter(OVER_LIMIT),
+            over_limit_with_local_cache: counter(OVER_LIMIT_WITH_LOCAL_CACHE),
             shadow_mode: counter(SHADOW_MODE),
         }
     }

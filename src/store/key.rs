@@ -13,8 +13,10 @@ const LAYOUT_VERSION: &str = "1";
 /// A domain, a client or an action longer than this, in bytes, stands as its hash.
 const KEY_MAX: usize = 256;
 
-pub(super) fn encode(counter: &Counter<'_>) -> Box<[u8]> {
-    let mut key = String::with_capacity(96);
+/// The key of a counter, after a prefix that holds no braces.
+pub(super) fn encode(prefix: &str, counter: &Counter<'_>) -> Box<[u8]> {
+    let mut key = String::with_capacity(96 + prefix.len());
+    key.push_str(prefix);
     key.push_str(LAYOUT_VERSION);
     key.push('{');
     let domain = key.len();
@@ -73,7 +75,7 @@ mod tests {
     fn text(domain: &str, client: &[&str], action: Action<'_>) -> String {
         let counter =
             Counter { domain, client: client.iter().copied().collect(), action, algorithm: Algorithm::default(), window: Window::MINUTE };
-        String::from_utf8(encode(&counter).into()).unwrap()
+        String::from_utf8(encode("", &counter).into()).unwrap()
     }
 
     #[test]
@@ -93,7 +95,7 @@ mod tests {
                 algorithm,
                 window: Window::MINUTE,
             };
-            String::from_utf8(encode(&counter).into()).unwrap()
+            String::from_utf8(encode("", &counter).into()).unwrap()
         });
         assert_eq!(keys, ["1{api|alice}log|60000000|x", "1{api|alice}tb|60000000|x", "1{api|alice}fw|60000000|x"]);
     }

@@ -119,7 +119,7 @@ impl Memory {
         let mut homes: SmallVec<[Home; 2]> = SmallVec::new();
         let mut places = SmallVec::with_capacity(hits.len());
         for hit in hits {
-            let key = key::encode(&hit.counter);
+            let key = key::encode("", &hit.counter);
             let hash = self.hasher.hash_one(&key);
             let known = homes.iter().position(|home| home.hash == hash && home.key == key);
             places.push(known.unwrap_or(homes.len()));

@@ -1,37 +1,76 @@
-//! The Redis store: counters in one Redis, shared by any number of servers, decided by one script. Requests never queue
-//! for a connection: those that arrive while a batch is under way form the next one (group commit), which goes out as one
-//! call. It knows neither rules nor protocols; `redis/batch.rs` writes and reads a call, `redis/link.rs` carries it.
+//! The Redis store: counters in one Redis, shared by any number of servers, decided by one script. It asks its denials
+//! first, then the Redis, within one deadline. It knows neither rules nor protocols; `redis/node.rs` batches requests,
+//! `redis/breaker.rs` spares a dead Redis and its callers, `redis/primary.rs` knows where it is.
 
-use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bb8_redis::bb8::Pool;
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
 mod batch;
+mod breaker;
 mod link;
+mod node;
+mod primary;
 
+use super::denial::{Asked, Denials, Known};
 use super::{Clock, StoreError, StoreFailure};
-use crate::hit::{Hit, Verdict};
-use crate::metrics::StoreSeries;
-use batch::{Ask, Batch};
-use link::{Link, Links};
+use crate::hit::{Ballot, Hit, Tally, Verdict};
+use crate::metrics::RedisSeries;
+use batch::Ask;
+use breaker::Breaker;
+use node::Node;
+use primary::Primary;
 
-/// A Redis, asked from one runtime: its batch and its connection stay on the thread of whoever asks. Clones share both.
+/// A Redis, asked from one runtime: its batch and its connection stay on the thread of whoever asks. Clones share both;
+/// what all runtimes of a server share, [`Redis::on_another_runtime`] does.
 #[derive(Clone)]
-pub struct Redis(Arc<Inner>);
+pub struct Redis {
+    shared: Arc<Shared>,
+    node: Arc<Node>,
+}
 
-/// Where Redis is and how long it may take.
+/// Where Redis is, how it is entered, and how long it may take.
 #[derive(Clone)]
 pub struct RedisOptions {
-    /// `host:port`, the path of a Unix socket, or a URL `redis://USER:PASSWORD@HOST:PORT/DATABASE`.
+    pub deployment: RedisDeployment,
+    /// Single: `host:port`, the path of a Unix socket, or a URL `redis://USER:PASSWORD@HOST:PORT/DATABASE` (`rediss://` for
+    /// TLS). Sentinel: `MASTER,HOST:PORT,HOST:PORT`, the name of the primary and the Sentinels that watch it.
     pub url: String,
+    /// `PASSWORD` or `USER:PASSWORD`, in place of the URL's.
+    pub auth: Option<String>,
+    /// The same, for the Sentinels.
+    pub sentinel_auth: Option<String>,
+    /// Everything goes over TLS.
+    pub tls: Option<RedisTls>,
+    /// What each key begins with. Without braces: the hash tag's come first.
+    pub key_prefix: String,
     /// One deadline over queueing, connecting and the call. More than 0.
     pub timeout: Duration,
+    /// The most denials that are remembered; 0 has every request ask.
+    pub denials_max: usize,
     pub clock: Clock,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RedisDeployment {
+    /// One address, whoever stands behind it.
+    #[default]
+    Single,
+    /// The primary that Sentinels name.
+    Sentinel,
+}
+
+/// TLS toward Redis. Certificates and keys are PEM.
+#[derive(Clone, Default)]
+pub struct RedisTls {
+    /// The authorities that may have signed the server's certificate; None takes the system's.
+    pub ca: Option<Vec<u8>>,
+    /// Our own certificate and its key, where the server asks for one.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+    /// Any name in the server's certificate will do.
+    pub skip_hostname_verification: bool,
 }
 
 /// An address that can't be read. Holds no password.
@@ -39,171 +78,153 @@ pub struct RedisOptions {
 #[error("REDIS_URL is neither host:port, nor the path of a Unix socket, nor redis://USER:PASSWORD@HOST:PORT/DATABASE: {0}")]
 pub struct RedisUrlError(String);
 
-struct Inner {
-    queue: Mutex<Queue>,
-    links: Pool<Links>,
+/// What all runtimes of a server share.
+struct Shared {
+    breaker: Arc<Breaker>,
+    denials: Arc<Denials>,
+    key_prefix: String,
     timeout: Duration,
-    series: StoreSeries,
+    clock: Clock,
 }
 
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    /// A task takes batches from the queue until it is empty.
-    taken_care_of: bool,
+/// Denials remembered unless told otherwise; a few hundred bytes each.
+pub const DENIALS_DEFAULT: usize = 65_536;
+
+impl RedisOptions {
+    /// A single Redis, with nothing special.
+    pub fn new(url: impl Into<String>, timeout: Duration) -> Self {
+        Self {
+            deployment: RedisDeployment::Single,
+            url: url.into(),
+            auth: None,
+            sentinel_auth: None,
+            tls: None,
+            key_prefix: String::new(),
+            timeout,
+            denials_max: DENIALS_DEFAULT,
+            clock: Clock::System,
+        }
+    }
 }
-
-/// A request in the queue. Whoever asked may have gone away: then nobody listens to `reply`.
-struct Waiting {
-    asks: Vec<Ask>,
-    reply: oneshot::Sender<Result<Verdict, StoreError>>,
-}
-
-/// Connections for each runtime. One is enough: it carries whole batches, one after the other.
-const CONNECTIONS: u32 = 1;
-
-/// Requests that may wait for the next batch. Beyond, the failure policy answers at once.
-const QUEUE_MAX: usize = 8_192;
-
-/// Hits that one call of the script decides, unless a single request has more. Bounds how long Redis is kept busy.
-const BATCH_HITS_MAX: usize = 256;
 
 impl Redis {
     /// A store that connects when it is first asked.
     ///
     /// # Errors
-    /// An address that can't be read.
-    pub fn new(options: &RedisOptions, series: StoreSeries) -> Result<Self, RedisUrlError> {
-        let links = Links::new(&options.url, options.clock.clone()).map_err(RedisUrlError)?;
-        // No check at checkout and no ageing: a link finds out by itself that it is broken, and connects anew.
-        let links = Pool::builder()
-            .max_size(CONNECTIONS)
-            .test_on_check_out(false)
-            .retry_connection(false)
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .connection_timeout(options.timeout)
-            .build_unchecked(links);
-        Ok(Self(Arc::new(Inner { queue: Mutex::default(), links, timeout: options.timeout, series })))
+    /// An address, or a certificate, that can't be read.
+    pub fn new(options: &RedisOptions, series: RedisSeries) -> Result<Self, RedisUrlError> {
+        let denials = Arc::new(Denials::new(options.denials_max));
+        let breaker = Arc::new(Breaker::new(Primary::new(options)?, Arc::clone(&denials), series.clone()));
+        let (key_prefix, timeout, clock) = (options.key_prefix.clone(), options.timeout, options.clock.clone());
+        Ok(Self::of(Arc::new(Shared { breaker, denials, key_prefix, timeout, clock }), series))
     }
 
-    /// Decides a request's hits as a whole, within the store's timeout or `within`, whichever is less. Once the batch is
-    /// sent, the hits are counted whether or not the caller still waits.
+    /// The same store for another runtime: with a queue and connections of its own.
+    pub fn on_another_runtime(&self, series: RedisSeries) -> Self {
+        Self::of(Arc::clone(&self.shared), series)
+    }
+
+    fn of(shared: Arc<Shared>, series: RedisSeries) -> Self {
+        let (breaker, denials) = (Arc::clone(&shared.breaker), Arc::clone(&shared.denials));
+        let node = Arc::new(Node::new(breaker, denials, shared.clock.clone(), shared.timeout, series));
+        Self { shared, node }
+    }
+
+    /// Decides a request's hits as a whole, within the store's timeout or `within`, whichever is less. Where denials that
+    /// are remembered deny the request, nobody is asked. Once the batch is sent, the hits are counted whether or not the
+    /// caller still waits.
     ///
     /// # Errors
-    /// No verdict in time, no connection, a full queue, or an error that Redis answered with.
+    /// No verdict in time, no connection, an open breaker, a full queue, or an error that Redis answered with.
     pub async fn decide(&self, hits: &[Hit<'_>], within: Option<Duration>) -> Result<Verdict, StoreError> {
-        let inner = &self.0;
-        inner.series.calls.increment(1);
-        let within = within.map_or(inner.timeout, |within| within.min(inner.timeout));
+        let within = within.map_or(self.shared.timeout, |within| within.min(self.shared.timeout));
         let deadline = Instant::now() + within;
-        let answer = match self.enqueue(hits) {
-            Err(error) => Err(error),
-            Ok(reply) => match timeout_at(deadline, reply).await {
-                Ok(Ok(verdict)) => verdict,
-                Ok(Err(_)) => Err(StoreError::Connection("the batch was given up".to_owned())),
-                Err(_) => Err(StoreError::Deadline(within)),
-            },
-        };
-        answer.inspect_err(|error| inner.series.failed(StoreFailure::from(error)))
+        let asks = batch::asks(hits, &self.shared.key_prefix);
+        let asked = self.shared.denials.asked(self.shared.clock.now());
+        if let Some(denied) = self.denied(hits, &asks, asked) {
+            self.node.series.denial_answers.increment(1);
+            return Ok(denied);
+        }
+        self.node.series.store.calls.increment(1);
+        let answer = self.node.ask(Arc::clone(&asks), deadline, within).await;
+        match &answer {
+            Ok(verdict) => self.remember(hits, &asks, asked, verdict),
+            Err(error) => self.node.series.store.failed(StoreFailure::from(error)),
+        }
+        answer
     }
 
     /// Waits until nothing is queued or under way, for as long as one batch may take.
     pub async fn drain(&self) {
-        let empty = async {
-            while self.0.queue.lock().taken_care_of {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        // What is still under way after that has had its deadline.
-        let _ = timeout(self.0.timeout * 2, empty).await;
+        self.node.drain().await;
     }
 
-    fn enqueue(&self, hits: &[Hit<'_>]) -> Result<oneshot::Receiver<Result<Verdict, StoreError>>, StoreError> {
-        if hits.len() > batch::HITS_MAX {
-            return Err(StoreError::Reply(format!("{} hits in one request; at most {} can be asked", hits.len(), batch::HITS_MAX)));
-        }
-        let (reply, answer) = oneshot::channel();
-        let waiting = Waiting { asks: batch::asks(hits), reply };
-        let mut queue = self.0.queue.lock();
-        if queue.waiting.len() >= QUEUE_MAX {
-            return Err(StoreError::QueueFull);
-        }
-        queue.waiting.push_back(waiting);
-        if !queue.taken_care_of {
-            queue.taken_care_of = true;
-            // A task of its own, so that a caller that goes away breaks no batch. What is ready to run now runs before it
-            // and joins its batch.
-            tokio::spawn(Caretaker { redis: Arc::clone(&self.0), finished: false }.run());
-        }
-        Ok(answer)
-    }
-}
-
-/// Sends batches until the queue is empty.
-struct Caretaker {
-    redis: Arc<Inner>,
-    /// It has left the queue to the next one who asks.
-    finished: bool,
-}
-
-impl Caretaker {
-    async fn run(mut self) {
-        while let Some(requests) = self.next_batch() {
-            let batch = Batch::new(requests.iter().map(|waiting| waiting.asks.as_slice()));
-            let verdicts = match timeout(self.redis.timeout, self.send(&batch)).await {
-                Ok(verdicts) => verdicts,
-                Err(_) => Err(StoreError::Deadline(self.redis.timeout)),
-            };
-            match verdicts {
-                Ok(verdicts) => requests.into_iter().zip(verdicts).for_each(|(waiting, verdict)| waiting.answer(verdict)),
-                Err(error) => requests.into_iter().for_each(|waiting| waiting.answer(Err(error.clone()))),
-            }
-        }
+    pub(super) fn key_prefix(&self) -> &str {
+        &self.shared.key_prefix
     }
 
-    async fn send(&self, batch: &Batch) -> Result<Vec<Result<Verdict, StoreError>>, StoreError> {
-        let mut link = self.redis.links.get().await.map_err(|error| StoreError::Connection(format!("{error:?}")))?;
-        let reply = Link::call(&mut link, batch).await?;
-        batch.read(reply)
-    }
-
-    /// The requests of the next batch, in the order of their arrival; None leaves the queue to the next one who asks.
-    fn next_batch(&mut self) -> Option<Vec<Waiting>> {
-        let mut queue = self.redis.queue.lock();
-        let (mut requests, mut hits) = (Vec::new(), 0);
-        while let Some(waiting) = queue.waiting.pop_front() {
-            if waiting.reply.is_closed() {
-                continue; // Whoever asked has gone or has an answer by policy: it is not counted here as well.
-            }
-            hits += waiting.asks.len();
-            if !requests.is_empty() && hits > BATCH_HITS_MAX {
-                queue.waiting.push_front(waiting);
-                break;
-            }
-            requests.push(waiting);
-        }
-        if requests.is_empty() {
-            queue.taken_care_of = false;
-            self.finished = true;
+    /// The verdict on a request that denials deny. Whoever gives back, or counts when denied, is for Redis to hear.
+    fn denied(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked) -> Option<Verdict> {
+        if !self.shared.denials.are_kept() || !hits.iter().all(leaves_nothing_when_denied) {
             return None;
         }
-        Some(requests)
+        let mut ballot = Ballot::default();
+        let known: Vec<Option<Known>> = asks.iter().map(|ask| self.shared.denials.find(&ask.key, &ask.terms, asked.at)).collect();
+        let mut rest = known.as_slice();
+        for descriptor in hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
+            let (mine, others) = rest.split_at(descriptor.len());
+            rest = others;
+            ballot.cast(descriptor[0].kind, mine.iter().any(Option::is_some));
+        }
+        if ballot.admits() {
+            return None;
+        }
+        let tallies = hits.iter().zip(asks).zip(known).map(|((hit, ask), known)| match known {
+            Some(Known { remaining, wait }) => {
+                let (used, reset) = (ask.terms.limit.saturating_sub(remaining), Duration::from_micros(wait));
+                Tally { over: true, used, remaining, reset }
+            }
+            None => hit.unasked(),
+        });
+        Some(Verdict { admitted: false, by_denial: true, tallies: tallies.collect() })
     }
-}
 
-impl Drop for Caretaker {
-    /// However the task ends (its runtime may be gone), the next one who asks finds the queue open.
-    fn drop(&mut self) {
-        if !self.finished {
-            self.redis.queue.lock().taken_care_of = false;
+    /// Keeps what a verdict says of counters that are over, and forgets what a refund has made untrue.
+    fn remember(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked, verdict: &Verdict) {
+        let denials = &self.shared.denials;
+        if !denials.are_kept() {
+            return;
+        }
+        if !hits.iter().all(leaves_nothing_when_denied) {
+            hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()).for_each(|(_, ask)| denials.forget(&ask.key));
+            return;
+        }
+        for (at, (ask, tally)) in asks.iter().zip(&verdict.tallies).enumerate() {
+            if tally.over {
+                // The wait is for the cost together with what the request's earlier hits asked of the counter, at most all.
+                let earlier: u64 = asks[..at].iter().filter(|earlier| earlier.key == ask.key).map(|earlier| earlier.terms.amount).sum();
+                let wait = u64::try_from(tally.reset.as_micros()).unwrap_or(u64::MAX);
+                denials.note(&ask.key, &ask.terms, ask.terms.need + earlier, asked, Known { remaining: tally.remaining, wait });
+            }
         }
     }
 }
 
-impl Waiting {
-    fn answer(self, verdict: Result<Verdict, StoreError>) {
-        // Nobody listens where the deadline has passed or the caller has gone.
-        let _ = self.reply.send(verdict);
+/// Whether a denial of the hit would change nothing in its counter.
+fn leaves_nothing_when_denied(hit: &Hit<'_>) -> bool {
+    !hit.count_denied && !hit.cost.is_refund()
+}
+
+impl fmt::Debug for RedisOptions {
+    /// Without the address and the credentials, which may hold passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { deployment, tls, key_prefix, timeout, denials_max, .. } = self;
+        f.debug_struct("Redis")
+            .field("deployment", deployment)
+            .field("tls", &tls.is_some())
+            .field("key_prefix", key_prefix)
+            .field("timeout", timeout)
+            .field("denials_max", denials_max)
+            .finish_non_exhaustive()
     }
 }

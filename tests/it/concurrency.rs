@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind};
 use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, Window};
-use distributed_rate_limiter::metrics::StoreSeries;
+use distributed_rate_limiter::metrics::RedisSeries;
 use distributed_rate_limiter::store::redis::RedisOptions;
-use distributed_rate_limiter::store::{Clock, Redis, Store};
+use distributed_rate_limiter::store::{Redis, Store};
 use redis::Value;
 
 use crate::support::redis::RedisServer;
@@ -73,14 +73,14 @@ fn hammer(store: &Store, stop: &AtomicBool, admitted: &[AtomicU64; 3]) {
 #[test]
 fn no_window_holds_more_than_the_limit_by_redis_own_timestamps() {
     let server = RedisServer::start();
-    let options = RedisOptions { url: server.url(), timeout: Duration::from_secs(20), clock: Clock::System };
+    let options = RedisOptions::new(server.url(), Duration::from_secs(20));
     let stop = AtomicBool::new(false);
     let admitted = [const { AtomicU64::new(0) }; 3];
     let mut seen: [BTreeSet<Seen>; 3] = Default::default();
     thread::scope(|scope| {
         for _ in 0..SERVERS {
             scope.spawn(|| {
-                let store = Store::Redis(Redis::new(&options, StoreSeries::detached()).unwrap());
+                let store = Store::Redis(Redis::new(&options, RedisSeries::detached()).unwrap());
                 hammer(&store, &stop, &admitted);
             });
         }

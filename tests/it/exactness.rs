@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
 use distributed_rate_limiter::limit::{Algorithm, Burst, Cost, Limit, LogEntries, Window};
-use distributed_rate_limiter::metrics::StoreSeries;
+use distributed_rate_limiter::metrics::{RedisSeries, StoreSeries};
 use distributed_rate_limiter::store::redis::RedisOptions;
 use distributed_rate_limiter::store::{Clock, Memory, Redis, SteppedClock, Store, StoreError};
 use redis::Value;
@@ -201,8 +201,8 @@ fn memory_store(clock: &SteppedClock) -> Store {
 }
 
 fn redis_store(server: &RedisServer, clock: &SteppedClock) -> Store {
-    let options = RedisOptions { url: server.url(), timeout: TIMEOUT, clock: Clock::Stepped(clock.clone()) };
-    Store::Redis(Redis::new(&options, StoreSeries::detached()).expect("the address can be read"))
+    let options = RedisOptions { denials_max: 0, clock: Clock::Stepped(clock.clone()), ..RedisOptions::new(server.url(), TIMEOUT) };
+    Store::Redis(Redis::new(&options, RedisSeries::detached()).expect("the address can be read"))
 }
 
 /// Polls them all in this order, so that a store is asked in this order, and waits for every answer.

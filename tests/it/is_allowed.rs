@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use distributed_rate_limiter::hit::FailurePolicy;
 use distributed_rate_limiter::limiter::{Answer, Fallback, Question, QuestionError, RateLimiter};
-use distributed_rate_limiter::metrics::{Metrics, StoreSeries};
+use distributed_rate_limiter::metrics::{Metrics, RedisSeries, StoreSeries};
 use distributed_rate_limiter::rules::{LiveRules, Rules};
 use distributed_rate_limiter::store::{Clock, Memory, Redis, RedisOptions, SteppedClock, Store};
 use serde_json::json;
@@ -16,7 +16,7 @@ use crate::support::redis::RedisServer;
 fn limiter(store: Store) -> RateLimiter {
     let memory = Arc::new(Memory::new(1_000, Clock::System, StoreSeries::detached()));
     let rules = Arc::new(LiveRules::new(Rules::new(vec![]).unwrap()));
-    RateLimiter::new(rules, store, Fallback { policy: FailurePolicy::Error, memory }, Arc::new(Metrics::new().unwrap()))
+    RateLimiter::new(rules, store, Fallback { policy: FailurePolicy::Error, share: 1.0, memory }, Arc::new(Metrics::new().unwrap()))
 }
 
 #[tokio::test]
@@ -60,8 +60,8 @@ async fn bad_input_is_a_typed_error() {
 
 #[tokio::test]
 async fn no_answer_from_redis_is_a_store_error_under_the_policy_error() {
-    let options = RedisOptions { url: "127.0.0.1:1".into(), timeout: std::time::Duration::from_secs(5), clock: Clock::System };
-    let limiter = limiter(Store::Redis(Redis::new(&options, StoreSeries::detached()).unwrap()));
+    let options = RedisOptions::new("127.0.0.1:1", std::time::Duration::from_secs(5));
+    let limiter = limiter(Store::Redis(Redis::new(&options, RedisSeries::detached()).unwrap()));
     let error = limiter.is_allowed("c", "a", 1, 1).await.unwrap_err();
     assert!(matches!(&error, QuestionError::Store(_)) && error.to_string().contains("refused"), "{error}");
 }
@@ -76,8 +76,8 @@ fn the_library_http_and_two_processes_on_one_redis_share_one_counter() {
         http::post(server.http(), "/v1/is_allowed", question.to_string().as_bytes()).json()["remaining"].as_u64()
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let options = RedisOptions { url: redis.url(), timeout: std::time::Duration::from_secs(5), clock: Clock::System };
-    let limiter = limiter(Store::Redis(Redis::new(&options, StoreSeries::detached()).unwrap()));
+    let options = RedisOptions::new(redis.url(), std::time::Duration::from_secs(5));
+    let limiter = limiter(Store::Redis(Redis::new(&options, RedisSeries::detached()).unwrap()));
     let by_library = || {
         let question = Question { domain: "", client_id: "al|ce {}%", action: "log=in", limit: 4, time_window: 3600, cost: 1 };
         runtime.block_on(limiter.answer(question)).unwrap()

@@ -67,7 +67,7 @@ impl Model {
             record(kept, now, hit, admitted && !over_descriptors.contains(&hit.descriptor));
         }
         let tallies = (0..hits.len()).map(|at| self.tally(now, hits, at, &fits, &over_descriptors, admitted)).collect();
-        Verdict { admitted, tallies }
+        Verdict { admitted, by_denial: false, tallies }
     }
 
     /// The moments at which something recorded on the counter leaves, ascending; of a bucket, the first ones.

@@ -51,7 +51,7 @@ pub(in crate::store) fn decide(hits: &[Hit<'_>], places: &[usize], counters: &mu
         record(hit, judged, &mut counters[*place].state, now, admitted);
     }
     let tallies: Tallies = judged.iter().zip(places).map(|(judged, place)| judged.tally(&counters[*place].state, now, admitted)).collect();
-    Verdict { admitted, tallies }
+    Verdict { admitted, by_denial: false, tallies }
 }
 
 /// Takes a descriptor that is over out of what later ones are judged on, but for its count_denied hits.

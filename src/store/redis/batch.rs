@@ -1,6 +1,8 @@
 //! A batch of requests as the script takes it, and its reply as verdicts: the one place that knows the interface which
 //! decide.lua describes. It knows no connections.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 use redis::Value;
 
@@ -11,13 +13,13 @@ use crate::store::{StoreError, key};
 
 /// One hit, owned: it waits in the queue when its request may be long gone.
 pub(super) struct Ask {
-    key: Box<[u8]>,
+    pub key: Box<[u8]>,
     algorithm: u8,
     kind: Kind,
     count_denied: bool,
     refund: bool,
     last: Last,
-    terms: Terms,
+    pub terms: Terms,
 }
 
 /// What ends with a hit.
@@ -32,8 +34,8 @@ enum Last {
 pub(super) struct Batch {
     /// The counters, each once.
     pub keys: Vec<Box<[u8]>>,
-    /// The hits.
-    pub hits: Vec<u8>,
+    /// The hits, encoded.
+    pub encoded: Vec<u8>,
     requests: Vec<Vec<Terms>>,
 }
 
@@ -43,13 +45,13 @@ pub(super) const HITS_MAX: usize = 65_535;
 /// Bytes of one hit.
 const HIT_SIZE: usize = 5 + 2 + 7 * 7;
 
-/// A request's hits, for the queue.
-pub(super) fn asks(hits: &[Hit<'_>]) -> Vec<Ask> {
+/// A request's hits, for the queue, on keys that begin with `prefix`.
+pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
     let ends = hits.iter().skip(1).map(|next| Some(next.descriptor)).chain([None]);
     hits.iter()
         .zip(ends)
         .map(|(hit, next)| Ask {
-            key: key::encode(&hit.counter),
+            key: key::encode(prefix, &hit.counter),
             algorithm: match hit.counter.algorithm {
                 Algorithm::SlidingWindowLog { .. } => 1,
                 Algorithm::TokenBucket { .. } => 2,
@@ -70,7 +72,7 @@ pub(super) fn asks(hits: &[Hit<'_>]) -> Vec<Ask> {
 
 impl Batch {
     pub fn new<'q>(requests: impl ExactSizeIterator<Item = &'q [Ask]>) -> Self {
-        let mut batch = Self { keys: Vec::new(), hits: Vec::new(), requests: Vec::with_capacity(requests.len()) };
+        let mut batch = Self { keys: Vec::new(), encoded: Vec::new(), requests: Vec::with_capacity(requests.len()) };
         let mut places: HashMap<&[u8], u16> = HashMap::new();
         for asks in requests {
             for ask in asks {
@@ -79,11 +81,16 @@ impl Batch {
                     // It fits: a batch has a few hundred hits, or is one request of HITS_MAX at most.
                     batch.keys.len() as u16
                 });
-                ask.write(place, &mut batch.hits);
+                ask.write(place, &mut batch.encoded);
             }
             batch.requests.push(asks.iter().map(|ask| ask.terms).collect());
         }
         batch
+    }
+
+    /// How many hits it has.
+    pub fn hits(&self) -> usize {
+        self.encoded.len() / HIT_SIZE
     }
 
     /// The verdicts of the batch's requests, in order.
@@ -128,7 +135,7 @@ fn read_request(hits: &[Terms], values: &mut impl Iterator<Item = Value>) -> Res
         }
         _ => Err(malformed()),
     });
-    Ok(Ok(Verdict { admitted, tallies: tallies.collect::<Result<_, _>>()? }))
+    Ok(Ok(Verdict { admitted, by_denial: false, tallies: tallies.collect::<Result<_, _>>()? }))
 }
 
 fn malformed() -> StoreError {

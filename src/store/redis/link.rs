@@ -1,6 +1,6 @@
-//! A connection to Redis that connects when it is first used, and anew after it broke. bb8 holds the links; its own way
-//! of connecting would keep callers waiting with no word of why (a refused connection looks like a timeout there, and
-//! redis's stock manager carries no timeouts), so a link connects inside the call, within the caller's deadline.
+//! A connection that carries batches to the script, and what is known of it: whether it answers, how often it lately did
+//! not. bb8 holds the links; its stock manager carries no timeouts and hides why it can't connect, so a link is made empty
+//! and connected by whoever uses it (`node.rs`), by way of `primary.rs`.
 
 use std::convert::Infallible;
 use std::sync::LazyLock;
@@ -8,30 +8,45 @@ use std::time::{Duration, Instant};
 
 use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use tokio::time::timeout;
 
 use super::batch::Batch;
 use crate::store::{Clock, StoreError, algorithm};
 
-/// Makes links to one Redis.
+/// Makes links for one runtime.
 pub(super) struct Links {
-    client: Client,
     clock: Clock,
 }
 
 /// One place in the pool.
 pub(super) struct Link {
-    client: Client,
     clock: Clock,
-    /// None until first used, and while a call is under way: a call that is cut off leaves nothing to be misread.
     connection: Option<MultiplexedConnection>,
+    /// The breaker's count of openings when it was connected.
+    epoch: u64,
     used: Instant,
+    failures: u32,
 }
+
+/// What a failed call says of the connection it went over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// No answer in time. One that comes later is dropped; several in a row are no accident.
+    Silent,
+    /// It broke, or leads to a Redis that can't serve any more: a replica, one that loads, one that knows us not.
+    Lost,
+}
+
+/// Failures in a row after which a Redis is taken for dead or hung, and is only probed until it answers again.
+pub(super) const FAILURES_MAX: u32 = 3;
 
 /// A connection idle for longer is asked for a PING before a batch goes out on it: it may have been cut meanwhile, and a
 /// batch that is lost on the way must not be sent again.
 const IDLE_MAX: Duration = Duration::from_millis(500);
+
+/// Errors that say that this Redis can't serve now, wherever they stand in an answer: Redis 6 wraps those of a script.
+const LOST: [&str; 6] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "WRONGPASS", "CLUSTERDOWN"];
 
 /// A script and its hash.
 struct Script {
@@ -40,19 +55,8 @@ struct Script {
 }
 
 impl Links {
-    /// # Errors
-    /// Why the address can't be read.
-    pub fn new(url: &str, clock: Clock) -> Result<Self, String> {
-        let url = if url.contains("://") {
-            url.to_owned()
-        } else if url.starts_with('/') {
-            format!("unix://{url}")
-        } else {
-            format!("redis://{url}")
-        };
-        let info = url.into_connection_info().map_err(|error| error.to_string())?;
-        let client = Client::open(info.set_tcp_settings(TcpSettings::default().set_nodelay(true))).map_err(|error| error.to_string())?;
-        Ok(Self { client, clock })
+    pub fn new(clock: Clock) -> Self {
+        Self { clock }
     }
 }
 
@@ -61,7 +65,7 @@ impl ManageConnection for Links {
     type Error = Infallible;
 
     async fn connect(&self) -> Result<Link, Infallible> {
-        Ok(Link { client: self.client.clone(), clock: self.clock.clone(), connection: None, used: Instant::now() })
+        Ok(Link { clock: self.clock.clone(), connection: None, epoch: 0, used: Instant::now(), failures: 0 })
     }
 
     async fn is_valid(&self, _: &mut Link) -> Result<(), Infallible> {
@@ -73,50 +77,75 @@ impl ManageConnection for Links {
     }
 }
 
+impl Trouble {
+    /// None where an error is the request's own affair, or (a full memory) will pass without us.
+    pub fn of(error: &StoreError) -> Option<Self> {
+        match error {
+            StoreError::Deadline(_) => Some(Self::Silent),
+            StoreError::Connection(_) => Some(Self::Lost),
+            StoreError::Reply(why) if LOST.iter().any(|code| why.contains(code)) => Some(Self::Lost),
+            StoreError::Reply(_) | StoreError::QueueFull | StoreError::BreakerOpen => None,
+        }
+    }
+}
+
 impl Link {
+    /// Whether a batch can go out on it: it was connected since the breaker last opened, and answers if it was idle.
+    pub async fn is_ready(&mut self, epoch: u64, within: Duration) -> bool {
+        if self.epoch != epoch {
+            self.connection = None;
+        }
+        let Some(connection) = &mut self.connection else { return false };
+        if self.used.elapsed() > IDLE_MAX {
+            let ping = redis::cmd("PING");
+            if !matches!(timeout(within, ping.query_async::<Value>(connection)).await, Ok(Ok(_))) {
+                self.connection = None;
+                return false;
+            }
+        }
+        true
+    }
+
+    pub fn connected(&mut self, connection: MultiplexedConnection, epoch: u64) {
+        self.connection = Some(connection);
+        self.epoch = epoch;
+    }
+
     /// Has the script decide a batch. The script is sent whole only where Redis says that it doesn't know it: then it did
     /// not run, so no hit is counted twice.
-    pub async fn call(&mut self, batch: &Batch) -> Result<Value, StoreError> {
-        let mut connection = match self.alive().await {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
+    pub async fn call(&mut self, batch: &Batch, within: Duration) -> Result<Value, StoreError> {
         self.used = Instant::now();
         let script = self.script();
-        let mut answer = self.command("EVALSHA", &script.hash, batch).query_async(&mut connection).await;
-        if let Err(error) = &answer
-            && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
-        {
-            answer = self.command("EVAL", &script.source, batch).query_async(&mut connection).await;
-        }
-        match answer {
-            Ok(reply) => {
-                self.connection = Some(connection);
-                Ok(reply)
+        let (by_hash, whole) = (self.command("EVALSHA", &script.hash, batch), || self.command("EVAL", &script.source, batch));
+        let Some(mut connection) = self.connection.clone() else { return Err(StoreError::Connection("not connected".to_owned())) };
+        let asking = async {
+            match by_hash.query_async(&mut connection).await {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => whole().query_async(&mut connection).await,
+                answer => answer,
             }
-            Err(error) => {
-                if keeps_connection(&error) {
-                    self.connection = Some(connection);
-                }
-                Err(StoreError::from(error))
-            }
+        };
+        match timeout(within, asking).await {
+            Ok(answer) => answer.map_err(StoreError::from),
+            Err(_) => Err(StoreError::Deadline(within)),
         }
     }
 
-    /// The connection, if there is one that answers.
-    async fn alive(&mut self) -> Option<MultiplexedConnection> {
-        let mut connection = self.connection.take()?;
-        if self.used.elapsed() > IDLE_MAX {
-            redis::cmd("PING").query_async::<Value>(&mut connection).await.ok()?;
-        }
-        Some(connection)
+    pub fn answered(&mut self) {
+        self.failures = 0;
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
-        // No timeouts of its own: the caller's deadline covers connecting and the call.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        connecting.await.map_err(|error| StoreError::Connection(error.to_string()))
+    /// Takes note of a failure; says whether the connection is given up for it, and whether it was one too many.
+    pub fn failed(&mut self, trouble: Trouble) -> (bool, bool) {
+        self.failures += 1;
+        let too_many = self.failures >= FAILURES_MAX;
+        let given_up = too_many || trouble == Trouble::Lost;
+        if given_up {
+            self.connection = None;
+        }
+        if too_many {
+            self.failures = 0;
+        }
+        (given_up, too_many)
     }
 
     fn command(&self, name: &str, script: &str, batch: &Batch) -> Cmd {
@@ -125,7 +154,7 @@ impl Link {
         for key in &batch.keys {
             command.arg(&**key);
         }
-        command.arg(&*batch.hits);
+        command.arg(&*batch.encoded);
         if let Clock::Stepped(clock) = &self.clock {
             command.arg(clock.now() / 1_000_000).arg(clock.now() % 1_000_000);
         }
@@ -160,7 +189,18 @@ impl From<RedisError> for StoreError {
     }
 }
 
-/// Whether Redis is where and what it was: an error of the script's own, or a full memory, says nothing against it.
-fn keeps_connection(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::ResponseError) || error.code() == Some("OOM")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_whether_its_connection_can_be_kept() {
+        let reply = |text: &str| Trouble::of(&StoreError::Reply(text.to_owned()));
+        assert_eq!(reply("ReadOnly: READONLY You can't write against a read only replica."), Some(Trouble::Lost));
+        assert_eq!(reply("ERR Error running script (call to f_1): -READONLY You can't write"), Some(Trouble::Lost), "as Redis 6 says it");
+        assert_eq!(reply("MASTERDOWN Link with MASTER is down"), Some(Trouble::Lost));
+        assert_eq!(reply("OOM command not allowed when used memory > 'maxmemory'."), None);
+        assert_eq!(reply("WRONGTYPE Operation against a key holding the wrong kind of value"), None);
+        assert_eq!(Trouble::of(&StoreError::Deadline(Duration::ZERO)), Some(Trouble::Silent));
+    }
 }

@@ -70,8 +70,8 @@ fn a_log_never_holds_more_than_twice_its_entries_whatever_comes() {
 #[test]
 fn every_key_expires_within_its_window_and_a_named_slack() {
     let clock_is_the_servers = |server: &RedisServer| {
-        let options = RedisOptions { url: server.url(), timeout: TIMEOUT, clock: Clock::System };
-        Store::Redis(Redis::new(&options, StoreSeries::detached()).unwrap())
+        let options = RedisOptions::new(server.url(), TIMEOUT);
+        Store::Redis(Redis::new(&options, RedisSeries::detached()).unwrap())
     };
     let server = RedisServer::start();
     let (runtime, store) = (runtime(), clock_is_the_servers(&server));

@@ -1,0 +1,139 @@
+//! The settings of the Redis store, under the reference server's names, as they were said, and what they mean together.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{SettingsError, boolean, path, positive_duration};
+use crate::store::RedisOptions;
+use crate::store::redis::{DENIALS_DEFAULT, RedisDeployment, RedisTls};
+
+/// Where Redis is and how it is entered.
+#[derive(Args, Clone)]
+pub struct RedisArgs {
+    /// single or sentinel
+    #[arg(long, env = "REDIS_TYPE", value_name = "TYPE", default_value = "single")]
+    redis_type: String,
+
+    /// single: host:port, the path of a Unix socket, or redis://USER:PASSWORD@HOST:PORT/DATABASE. sentinel:
+    /// MASTER,HOST:PORT,HOST:PORT...
+    #[arg(long, env = "REDIS_URL", value_name = "ADDRESS", hide_env_values = true)]
+    redis_url: Option<String>,
+
+    /// PASSWORD or USER:PASSWORD for Redis, in place of the address's
+    #[arg(long, env = "REDIS_AUTH", value_name = "SECRET", hide_env_values = true)]
+    redis_auth: Option<String>,
+
+    /// PASSWORD or USER:PASSWORD for the Sentinels
+    #[arg(long, env = "REDIS_SENTINEL_AUTH", value_name = "SECRET", hide_env_values = true)]
+    redis_sentinel_auth: Option<String>,
+
+    /// TLS toward Redis and the Sentinels
+    #[arg(long, env = "REDIS_TLS", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    redis_tls: bool,
+
+    /// PEM file of the authorities that may have signed Redis's certificate [default: the system's]
+    #[arg(long, env = "REDIS_TLS_CACERT", value_name = "PATH", value_parser = path)]
+    redis_tls_cacert: Option<PathBuf>,
+
+    /// PEM file of the certificate to show to Redis
+    #[arg(long, env = "REDIS_TLS_CLIENT_CERT", value_name = "PATH", value_parser = path)]
+    redis_tls_client_cert: Option<PathBuf>,
+
+    /// PEM file of its key
+    #[arg(long, env = "REDIS_TLS_CLIENT_KEY", value_name = "PATH", value_parser = path)]
+    redis_tls_client_key: Option<PathBuf>,
+
+    /// Take a certificate of Redis for any host name
+    #[arg(long, env = "REDIS_TLS_SKIP_HOSTNAME_VERIFICATION", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    redis_tls_skip_hostname_verification: bool,
+
+    /// How long Redis may take, queueing and connecting included; Envoy gives up after 20ms
+    #[arg(long, env = "REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms", value_parser = positive_duration)]
+    redis_timeout: Duration,
+
+    /// What each key in Redis begins with
+    #[arg(long, env = "CACHE_KEY_PREFIX", value_name = "TEXT", default_value = "")]
+    cache_key_prefix: String,
+
+    /// Memory for denials that are answered without asking Redis, 256 bytes each; 0 turns them off [default: room for 65536]
+    #[arg(long, env = "LOCAL_CACHE_SIZE_IN_BYTES", value_name = "BYTES")]
+    local_cache_size_in_bytes: Option<String>,
+}
+
+/// Envoy's default timeout is 20 ms; a Redis timeout above this leaves no time for the failure policy's answer.
+const REDIS_TIMEOUT_SENSIBLE: Duration = Duration::from_millis(15);
+
+/// What a denial takes, key included.
+const DENIAL_SIZE: usize = 256;
+
+impl RedisArgs {
+    pub(super) fn has_address(&self) -> bool {
+        said(&self.redis_url).is_some()
+    }
+
+    /// What was said, put together; None where there is no address.
+    pub(super) fn settle(&self, warnings: &mut Vec<String>) -> Result<Option<RedisOptions>, SettingsError> {
+        let Some(url) = said(&self.redis_url) else { return Ok(None) };
+        if self.redis_timeout > REDIS_TIMEOUT_SENSIBLE {
+            let timeout = self.redis_timeout;
+            warnings
+                .push(format!("REDIS_TIMEOUT is {timeout:?}: Envoy gives up after 20ms unless told otherwise, so keep it at 15ms or less"));
+        }
+        let deployment = match self.redis_type.to_ascii_lowercase().as_str() {
+            "" | "single" => RedisDeployment::Single,
+            "sentinel" => RedisDeployment::Sentinel,
+            "cluster" => {
+                return Err(SettingsError("REDIS_TYPE cluster is not supported yet by this version: single or sentinel".to_owned()));
+            }
+            other => return Err(SettingsError(format!("REDIS_TYPE is single or sentinel, not `{other}`"))),
+        };
+        if self.cache_key_prefix.contains(['{', '}']) {
+            return Err(SettingsError(
+                "CACHE_KEY_PREFIX must hold no brace: the braces of a key say where it lives in a Cluster".to_owned(),
+            ));
+        }
+        let denials_max = match said(&self.local_cache_size_in_bytes).map(|bytes| bytes.parse::<usize>()) {
+            None => DENIALS_DEFAULT,
+            Some(Ok(bytes)) => bytes.div_ceil(DENIAL_SIZE),
+            Some(Err(_)) => return Err(SettingsError("LOCAL_CACHE_SIZE_IN_BYTES must be a number of bytes".to_owned())),
+        };
+        Ok(Some(RedisOptions {
+            deployment,
+            auth: said(&self.redis_auth),
+            sentinel_auth: said(&self.redis_sentinel_auth),
+            tls: self.tls()?,
+            key_prefix: self.cache_key_prefix.clone(),
+            denials_max,
+            ..RedisOptions::new(url, self.redis_timeout)
+        }))
+    }
+
+    /// TLS, where it is wanted: asked for, or by a rediss:// address that finds certificates set.
+    fn tls(&self) -> Result<Option<RedisTls>, SettingsError> {
+        let asked = self.redis_tls || self.redis_url.as_deref().is_some_and(|url| url.starts_with("rediss://"));
+        if !asked {
+            return Ok(None);
+        }
+        let ca = read("REDIS_TLS_CACERT", &self.redis_tls_cacert)?;
+        let certificate = read("REDIS_TLS_CLIENT_CERT", &self.redis_tls_client_cert)?;
+        let key = read("REDIS_TLS_CLIENT_KEY", &self.redis_tls_client_key)?;
+        let client = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err(SettingsError("REDIS_TLS_CLIENT_CERT and REDIS_TLS_CLIENT_KEY go together: set both or none".to_owned())),
+        };
+        Ok(Some(RedisTls { ca, client, skip_hostname_verification: self.redis_tls_skip_hostname_verification }))
+    }
+}
+
+/// An empty setting is as good as unset.
+fn said(text: &Option<String>) -> Option<String> {
+    text.clone().filter(|text| !text.is_empty())
+}
+
+fn read(name: &str, file: &Option<PathBuf>) -> Result<Option<Vec<u8>>, SettingsError> {
+    let Some(file) = file.as_deref().filter(|file| *file != Path::new("")) else { return Ok(None) };
+    std::fs::read(file).map(Some).map_err(|error| SettingsError(format!("{name}: {} can't be read: {error}", file.display())))
+}
