@@ -28,7 +28,9 @@ struct Denial {
     /// The least cost that is denied.
     need: u64,
     remaining: u64,
-    /// In microseconds of the store's clock on this server.
+    /// When the cost may fit, in microseconds of the store's clock on this server.
+    fits: u64,
+    /// Until when it is believed.
     until: u64,
     generation: u64,
 }
@@ -44,7 +46,7 @@ pub(super) struct Asked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub remaining: u64,
-    /// Microseconds until the cost may fit.
+    /// Microseconds until the cost that was denied may fit; a larger one may have to wait longer.
     pub wait: u64,
 }
 
@@ -78,13 +80,13 @@ impl Denials {
         let denial = set.iter().find(|denial| *denial.key == *key)?;
         let covers = denial.limit == terms.limit && denial.pace == terms.pace && denial.need <= terms.need;
         let valid = denial.until > now && denial.generation == self.generation.load(Ordering::Relaxed);
-        (covers && valid).then(|| Known { remaining: denial.remaining, wait: denial.until - now })
+        (covers && valid).then(|| Known { remaining: denial.remaining, wait: denial.fits - now })
     }
 
     /// Remembers that from `need` on nothing fits, for so long from the moment when the store was asked.
     pub fn note(&self, key: &[u8], terms: &Terms, need: u64, asked: Asked, known: Known) {
         let Some(set) = self.set(key) else { return };
-        let until = asked.at + known.wait.min(DENIAL_CACHE_MAX);
+        let (fits, until) = (asked.at.saturating_add(known.wait), asked.at + known.wait.min(DENIAL_CACHE_MAX));
         let generation = asked.generation;
         let mut set = set.lock();
         let place = match set.iter().position(|denial| *denial.key == *key) {
@@ -103,10 +105,10 @@ impl Denials {
         let (limit, pace, remaining) = (terms.limit, terms.pace, known.remaining);
         match place.and_then(|place| set.get_mut(place)) {
             Some(held) if *held.key == *key => {
-                *held = Denial { key: std::mem::take(&mut held.key), limit, pace, need, remaining, until, generation }
+                *held = Denial { key: std::mem::take(&mut held.key), limit, pace, need, remaining, fits, until, generation }
             }
-            Some(held) => *held = Denial { key: key.into(), limit, pace, need, remaining, until, generation },
-            None => set.push(Denial { key: key.into(), limit, pace, need, remaining, until, generation }),
+            Some(held) => *held = Denial { key: key.into(), limit, pace, need, remaining, fits, until, generation },
+            None => set.push(Denial { key: key.into(), limit, pace, need, remaining, fits, until, generation }),
         }
     }
 

@@ -7,6 +7,7 @@ mod buckets;
 mod cases;
 mod clocks;
 mod crowds;
+mod denials;
 mod histories;
 mod layout;
 mod redis_only;
