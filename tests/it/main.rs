@@ -8,6 +8,7 @@ mod demo;
 mod docs;
 mod envoy;
 mod exactness;
+mod failures;
 mod grpc;
 mod http_door;
 mod is_allowed;

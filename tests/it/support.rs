@@ -1,7 +1,10 @@
 //! Real parts for tests: servers as processes, and plain clients for them.
 
+pub mod certificates;
 pub mod envoy;
 pub mod grpc;
 pub mod http;
+pub mod proxy;
 pub mod ratelimitd;
 pub mod redis;
+pub mod sentinel;

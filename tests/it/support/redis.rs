@@ -17,6 +17,7 @@ pub struct RedisServer {
     child: Child,
     port: u16,
     dir: PathBuf,
+    options: Vec<String>,
     connection: Mutex<Connection>,
 }
 
@@ -41,7 +42,8 @@ impl RedisServer {
         Self::start_with(&WITHOUT_EXPIRY)
     }
 
-    fn start_with(options: &[&str]) -> Self {
+    /// The same with these options of redis-server besides.
+    pub fn start_with(options: &[&str]) -> Self {
         let mut problem = String::new();
         for _ in 0..STARTS_MAX {
             match Self::try_start(options) {
@@ -58,23 +60,12 @@ impl RedisServer {
         drop(free);
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("redis-{}-{port}", std::process::id()));
         fs::create_dir_all(&dir).expect("the folder for tests' files can be written");
-        let child = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "redis.log"])
-            .args(options)
-            .current_dir(&dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let mut child = match child {
-            Ok(child) => child,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                panic!("these tests need redis-server: `apt-get install redis-server`, or run them all by `./tests/run`")
-            }
-            Err(error) => panic!("redis-server can't be started: {error}"),
-        };
+        let mut child = spawn(port, &dir, options);
         match connect(&mut child, port) {
-            Ok(connection) => Ok(Self { child, port, dir, connection: Mutex::new(connection) }),
+            Ok(connection) => {
+                let options = options.iter().map(|option| (*option).to_owned()).collect();
+                Ok(Self { child, port, dir, options, connection: Mutex::new(connection) })
+            }
             Err(why) => {
                 let log = fs::read_to_string(dir.join("redis.log")).unwrap_or_default();
                 end(&mut child, &dir);
@@ -86,6 +77,30 @@ impl RedisServer {
     /// `127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         address(self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Sends a signal: "STOP", "CONT".
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().expect("kill can be run");
+        assert!(sent.success());
+    }
+
+    /// Ends the process at once, and all that it holds with it.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it has ended");
+    }
+
+    /// Starts it again after [`RedisServer::kill`], on its port, with nothing in it.
+    pub fn restart(&mut self) {
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        self.child = spawn(self.port, &self.dir, &options);
+        let connection = connect(&mut self.child, self.port).expect("it comes up again on its port");
+        self.connection = Mutex::new(connection);
     }
 
     /// Asks the server, past every store. Panics where it answers with an error.
@@ -102,6 +117,24 @@ impl RedisServer {
 impl Drop for RedisServer {
     fn drop(&mut self) {
         end(&mut self.child, &self.dir);
+    }
+}
+
+fn spawn(port: u16, dir: &Path, options: &[&str]) -> Child {
+    let child = Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--logfile", "redis.log"])
+        .args(options)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    match child {
+        Ok(child) => child,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            panic!("these tests need redis-server: `apt-get install redis-server`, or run them all by `./tests/run`")
+        }
+        Err(error) => panic!("redis-server can't be started: {error}"),
     }
 }
 

@@ -1,0 +1,115 @@
+//! What clients see while Redis has a bad day, with real processes under steady traffic: no call fails, none waits for long,
+//! answers are right for what Redis holds or are counted as given by policy, and Redis is used again soon after it is back.
+
+mod outages;
+mod paths;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use distributed_rate_limiter::grpc::pb::rate_limit_response::Code;
+
+use crate::support::grpc::{Client, descriptor, request};
+use crate::support::http;
+use crate::support::ratelimitd::{Ratelimitd, rules_file};
+
+const RULES: &str = "
+domain: d
+descriptors:
+- key: steady
+  rate_limit: {limit: 1000000, window: 1h}
+- key: few
+  rate_limit: {limit: 20, window: 1h}
+";
+
+/// No call takes longer, whatever happens. The deadline is 10 ms; the rest is for a small machine that runs all other tests
+/// beside this one.
+const CALL_MAX: Duration = Duration::from_millis(400);
+
+/// Redis is used again within so long of being back (the server itself takes no more than 0.7 s; the rest as above).
+const BACK_MAX: Duration = Duration::from_secs(4);
+
+/// A server with these settings of its own.
+fn start(args: &[&str]) -> Ratelimitd {
+    Ratelimitd::start(&[&["--config", &rules_file(RULES)], args].concat())
+}
+
+/// Asks without end, some 200 times a second, for clients of its own.
+struct Traffic {
+    over: Arc<AtomicBool>,
+    asking: JoinHandle<Seen>,
+}
+
+/// What the clients saw.
+#[derive(Debug, Default)]
+struct Seen {
+    calls: usize,
+    errors: Vec<String>,
+    slowest: Duration,
+}
+
+impl Traffic {
+    fn on(server: &Ratelimitd) -> Self {
+        let (over, address) = (Arc::new(AtomicBool::new(false)), server.grpc());
+        let ended = Arc::clone(&over);
+        let asking = thread::spawn(move || {
+            let (client, mut seen) = (Client::connect(address), Seen::default());
+            while !ended.load(Ordering::SeqCst) {
+                let asked = Instant::now();
+                let number = (seen.calls % 20).to_string();
+                let answer = client.try_ask(request("d", vec![descriptor(&[("steady", &number)])]));
+                seen.calls += 1;
+                seen.slowest = seen.slowest.max(asked.elapsed());
+                match answer {
+                    Ok(answer) if answer.overall_code == Code::Ok as i32 => {}
+                    other => seen.errors.push(format!("{other:?}")),
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            seen
+        });
+        Self { over, asking }
+    }
+
+    /// Ends it. No call has failed, and none took too long.
+    fn end(self, what: &str) -> Seen {
+        self.over.store(true, Ordering::SeqCst);
+        let seen = self.asking.join().unwrap();
+        assert!(seen.errors.is_empty(), "{what}: {} of {} calls failed: {:?}", seen.errors.len(), seen.calls, seen.errors.first());
+        assert!(seen.slowest < CALL_MAX, "{what}: a call took {:?}", seen.slowest);
+        assert!(seen.calls > 20, "{what}: {} calls are no steady traffic", seen.calls);
+        seen
+    }
+}
+
+/// The value of a series on the metrics page.
+fn metric(server: &Ratelimitd, series: &str) -> u64 {
+    let page = http::get(server.metrics(), "/metrics", &[]).body;
+    let line = page.lines().find_map(|line| line.strip_prefix(&format!("{series} ")));
+    line.unwrap_or_else(|| panic!("no series {series}: {page}")).parse().unwrap()
+}
+
+fn by_policy(server: &Ratelimitd) -> u64 {
+    metric(server, "ratelimit_policy_answers{policy=\"local\"}")
+}
+
+/// Waits until all that traffic asks for a while is answered by Redis.
+fn wait_until_redis_answers(server: &Ratelimitd, what: &str) {
+    let deadline = Instant::now() + BACK_MAX;
+    loop {
+        let before = by_policy(server);
+        thread::sleep(Duration::from_millis(200));
+        if by_policy(server) == before && metric(server, "ratelimit_store_breaker_open{store=\"redis\"}") == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: Redis is back for {BACK_MAX:?} and not asked: {:#?}", server.log());
+    }
+}
+
+/// How many of so many calls of one client are admitted, of 20 an hour.
+fn admitted(server: &Ratelimitd, client: &str, calls: usize) -> usize {
+    let connection = Client::connect(server.grpc());
+    (0..calls).filter(|_| connection.admits(request("d", vec![descriptor(&[("few", client)])]))).count()
+}

@@ -1,0 +1,176 @@
+//! Outages of a single Redis: it dies, stops, forgets, fills up, turns into a replica.
+
+use super::*;
+use crate::support::ratelimitd::scratch;
+use crate::support::redis::RedisServer;
+use crate::support::sentinel::{REDIS_PASSWORD, SENTINEL_PASSWORD, Sentinels};
+
+/// Redis is broken for a while, under steady traffic, and mended. Redis remembers its counters where `remembers`.
+fn survive(what: &str, lasting: Duration, remembers: bool, outage: impl FnOnce(&mut RedisServer), mend: impl FnOnce(&mut RedisServer)) {
+    let mut redis = RedisServer::start();
+    let server = start(&["--redis-url", &redis.url()]);
+    assert_eq!(admitted(&server, "before", 10), 10, "{what}");
+    let traffic = Traffic::on(&server);
+    thread::sleep(Duration::from_millis(200));
+    outage(&mut redis);
+    thread::sleep(lasting);
+    mend(&mut redis);
+    wait_until_redis_answers(&server, what);
+    traffic.end(what);
+    // Whoever was counted is counted still, unless Redis has lost it; and nobody gets more than the limit.
+    let rest = if remembers { 10 } else { 20 };
+    assert_eq!(admitted(&server, "before", 30), rest, "{what}");
+    assert_eq!(admitted(&server, "after", 30), 20, "{what}");
+    if !lasting.is_zero() {
+        let answers = by_policy(&server);
+        assert!(answers > 0, "{what}: the outage was none");
+        let openings = metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}");
+        assert!(openings <= 3, "{what}: the breaker opened {openings} times");
+    }
+}
+
+#[test]
+fn killed_and_started_again() {
+    survive("kill -9", Duration::from_secs(1), false, RedisServer::kill, RedisServer::restart);
+}
+
+#[test]
+fn stopped_for_three_seconds() {
+    survive("SIGSTOP", Duration::from_secs(3), true, |redis| redis.signal("STOP"), |redis| redis.signal("CONT"));
+}
+
+#[test]
+fn paused() {
+    survive("CLIENT PAUSE", Duration::from_secs(1), true, |redis| drop(redis.command(&["CLIENT", "PAUSE", "1000", "ALL"])), |_| {});
+}
+
+#[test]
+fn its_scripts_forgotten() {
+    survive("SCRIPT FLUSH", Duration::ZERO, true, |redis| drop(redis.command(&["SCRIPT", "FLUSH"])), |_| {});
+}
+
+#[test]
+fn demoted_to_a_replica_and_promoted_again() {
+    let demote = |redis: &mut RedisServer| drop(redis.command(&["REPLICAOF", "127.0.0.1", "1"]));
+    survive("demotion", Duration::from_secs(1), true, demote, |redis| drop(redis.command(&["REPLICAOF", "NO", "ONE"])));
+}
+
+#[test]
+fn full() {
+    let redis = RedisServer::start();
+    let server = start(&["--redis-url", &redis.url()]);
+    assert_eq!(admitted(&server, "before", 10), 10);
+    let traffic = Traffic::on(&server);
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
+    thread::sleep(Duration::from_secs(1));
+    assert!(metric(&server, "ratelimit_store_failures{store=\"redis\",reason=\"reply\"}") > 20, "each write is refused");
+    assert_eq!(metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}"), 0, "Redis is there, and answers");
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    wait_until_redis_answers(&server, "OOM");
+    traffic.end("OOM");
+    assert_eq!(admitted(&server, "before", 30), 10);
+}
+
+#[test]
+fn its_connections_killed_at_random() {
+    let redis = RedisServer::start();
+    let server = start(&["--redis-url", &redis.url()]);
+    let traffic = Traffic::on(&server);
+    for pause in [7, 31, 3, 60, 19, 45, 11, 80, 5, 27] {
+        redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+        thread::sleep(Duration::from_millis(pause));
+    }
+    wait_until_redis_answers(&server, "CLIENT KILL");
+    let seen = traffic.end("CLIENT KILL");
+    assert!(by_policy(&server) <= seen.calls as u64 / 2, "one call, or few, for each connection killed");
+    assert_eq!(admitted(&server, "after", 30), 20);
+}
+
+#[test]
+fn ten_deaths_leave_no_threads_and_no_files_behind() {
+    let mut redis = RedisServer::start();
+    let server = start(&["--redis-url", &redis.url()]);
+    let held = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count();
+    let traffic = Traffic::on(&server);
+    wait_until_redis_answers(&server, "before the rounds");
+    let (threads, files) = (held("task"), held("fd"));
+    for _ in 0..10 {
+        redis.kill();
+        thread::sleep(Duration::from_millis(60));
+        redis.restart();
+        wait_until_redis_answers(&server, "ten rounds");
+    }
+    traffic.end("ten rounds");
+    assert!(held("task") <= threads, "{threads} threads before");
+    assert!(held("fd") <= files + 2, "{files} files before, {} after", held("fd"));
+}
+
+#[test]
+fn away_when_the_server_starts() {
+    let mut redis = RedisServer::start();
+    redis.kill();
+    let server = start(&["--redis-url", &redis.url()]);
+    let traffic = Traffic::on(&server);
+    thread::sleep(Duration::from_millis(300));
+    assert!(by_policy(&server) > 0);
+    redis.restart();
+    wait_until_redis_answers(&server, "a late Redis");
+    traffic.end("a late Redis");
+    assert_eq!(admitted(&server, "after", 30), 20);
+}
+
+#[test]
+fn under_the_policy_error_only_calls_during_the_outage_fail_and_at_once() {
+    let redis = RedisServer::start();
+    let server = start(&["--redis-url", &redis.url(), "--on-store-failure", "error"]);
+    let client = Client::connect(server.grpc());
+    let ask = || client.try_ask(request("d", vec![descriptor(&[("steady", "x")])])).map_err(|status| status.code());
+    assert!(ask().is_ok());
+    redis.signal("STOP");
+    let started = Instant::now();
+    let codes: Vec<_> = (0..50).map(|_| ask().unwrap_err()).collect();
+    assert!(codes.iter().all(|code| *code == tonic::Code::Unavailable), "{codes:?}");
+    assert!(started.elapsed() < Duration::from_secs(1), "three deadlines and then none: {:?}", started.elapsed());
+    redis.signal("CONT");
+    let deadline = Instant::now() + BACK_MAX;
+    while ask().is_err() {
+        assert!(Instant::now() < deadline, "Redis is not used again");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
+    let mut watched = Sentinels::start();
+    let auth = ["--redis-auth", REDIS_PASSWORD, "--redis-sentinel-auth", SENTINEL_PASSWORD];
+    let server = start(&[&["--redis-type", "sentinel", "--redis-url", &watched.url()], &auth[..]].concat());
+    assert_eq!(admitted(&server, "before", 10), 10);
+    // As far as the replica has it, it is remembered.
+    assert_eq!(watched.primary.command(&["WAIT", "1", "5000"]), redis::Value::Int(1));
+    let traffic = Traffic::on(&server);
+    thread::sleep(Duration::from_millis(200));
+    watched.primary.kill();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while watched.elected() != Some(watched.replica.port()) {
+        assert!(Instant::now() < deadline, "the Sentinels promote nobody");
+        thread::sleep(Duration::from_millis(20));
+    }
+    wait_until_redis_answers(&server, "failover");
+    traffic.end("failover");
+    assert!(by_policy(&server) > 0);
+    assert_eq!(admitted(&server, "before", 30), 10, "the new primary knows what the old one counted");
+    let log = format!("{:?}", server.log());
+    assert!(!log.contains(REDIS_PASSWORD) && !log.contains(SENTINEL_PASSWORD), "{log}");
+}
+
+#[test]
+fn a_key_prefix_stands_before_each_key_and_a_unix_socket_will_do() {
+    let socket = scratch("socket").join("redis.sock");
+    let redis = RedisServer::start_with(&["--unixsocket", socket.to_str().unwrap()]);
+    let server = start(&["--redis-url", socket.to_str().unwrap(), "--cache-key-prefix", "mine:"]);
+    assert_eq!(admitted(&server, "x", 25), 20);
+    let keys: Vec<String> = redis::from_redis_value(redis.command(&["KEYS", "*"])).unwrap();
+    assert_eq!(keys, ["mine:1{d|x}log|3600000000|few"]);
+    let told = http::get(server.admin(), "/explain?domain=d&few=x", &[]).body;
+    assert!(told.contains("mine:1{d|x}log|3600000000|few"), "{told}");
+}
