@@ -86,6 +86,8 @@ fn knows_all(port: u16) -> bool {
 fn ask<T: redis::FromRedisValue>(port: u16, words: &[&str]) -> redis::RedisResult<T> {
     let mut connection = redis::Client::open(format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{port}/"))?.get_connection()?;
     let mut command = redis::Cmd::new();
-    words.iter().for_each(|word| drop(command.arg(word)));
+    for word in words {
+        command.arg(word);
+    }
     command.query(&mut connection)
 }
