@@ -5,7 +5,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -15,22 +14,21 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
+mod health;
 mod listener;
 mod thread;
 
 use crate::admin::Admin;
 use crate::config::Problems;
 use crate::config::watch::RulesFiles;
-use crate::grpc::HEALTH_SERVICE;
 use crate::limiter::{Fallback, Notices, RateLimiter};
 use crate::metrics::{Metrics, RedisSeries};
 use crate::settings::{Address, Settings, StoreSettings};
 use crate::store::redis::RedisUrlError;
 use crate::store::{Clock, Memory, Redis, Store};
+use health::Health;
 use listener::{Listener, Protocol};
 use thread::{Blueprint, ServingThread};
 
@@ -44,18 +42,13 @@ pub struct Server {
     admin: Admin,
     rules: Arc<RulesFiles>,
     health: Health,
-    healthy_once_loaded: bool,
+    /// Asked whether it answers, where health hangs on it.
+    store: Store,
     threads: Vec<ServingThread>,
     /// The store, or the fallback's.
     memory: Arc<Memory>,
     metrics: Arc<Metrics>,
     shutdown_delay: Duration,
-}
-
-/// What both doors say of the server's health.
-struct Health {
-    grpc: HealthReporter,
-    http: Arc<AtomicBool>,
 }
 
 /// Why a server does not start, or stops by itself.
@@ -98,8 +91,8 @@ impl Server {
         // A memory store always answers: its fallback is itself.
         let fallback = memory.unwrap_or_else(|| Arc::new(Memory::new(settings.counters_max, Clock::System, metrics.store("fallback"))));
         let policy = Fallback { policy: settings.on_store_failure, share: settings.fallback_share, memory: Arc::clone(&fallback) };
-        let health = Health { grpc: tonic_health::server::health_reporter().0, http: Arc::default() };
-        health.set(!settings.healthy_once_loaded).await;
+        let health = Health::new(settings.health).await;
+        let store = admin.clone();
         let limiter = RateLimiter::new(Arc::clone(rules.live()), admin, policy.clone(), Arc::clone(&metrics));
         let limiter = limiter.in_modes(settings.modes);
         let blueprint = Blueprint {
@@ -126,7 +119,7 @@ impl Server {
             admin: Admin::new(limiter, rules.status(), Arc::clone(rules.live()), Arc::clone(&metrics), settings.request_bounds),
             rules: Arc::new(rules),
             health,
-            healthy_once_loaded: settings.healthy_once_loaded,
+            store,
             threads,
             memory: fallback,
             metrics,
@@ -154,38 +147,17 @@ impl Server {
             () = shutdown => {}
             _ = doors.join_next() => return Err(ServerError::Ended("a listener")),
             _ = upkeep.join_next() => return Err(ServerError::Ended("metrics, admin or reloading")),
-            () = self.health.rise(&self.rules), if self.healthy_once_loaded => return Err(ServerError::Ended("reloading")),
+            () = self.health.follow(&self.rules, &self.store) => return Err(ServerError::Ended("reloading")),
             () = thread::any_ended(&threads) => return Err(ServerError::Ended("a serving thread")),
         }
         self.health.set(false).await;
         info!(delay = ?self.shutdown_delay, "stopping: not serving any more, listeners stay open for the delay");
         sleep(self.shutdown_delay).await;
         doors.shutdown().await;
-        // Ends the streams of those who watch it, which would hold the drain up.
-        for service in ["", HEALTH_SERVICE] {
-            self.health.grpc.clear_service_status(service).await;
-        }
+        self.health.end().await;
         thread::drain(&threads).await;
         info!("stopped");
         Ok(())
-    }
-}
-
-impl Health {
-    async fn set(&self, serving: bool) {
-        self.http.store(serving, Ordering::Relaxed);
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", HEALTH_SERVICE] {
-            self.grpc.set_service_status(service, status).await;
-        }
-    }
-
-    /// Says SERVING once the rules name a domain. Ends only where no rules are loaded any more.
-    async fn rise(&self, rules: &RulesFiles) {
-        if rules.status().wait_for(|status| status.in_force.domains > 0).await.is_ok() {
-            self.set(true).await;
-            std::future::pending().await
-        }
     }
 }
 

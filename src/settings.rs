@@ -186,8 +186,7 @@ pub struct Settings {
     pub metrics: SocketAddr,
     pub metrics_path: String,
     pub admin: SocketAddr,
-    /// Not healthy before the rules name a domain.
-    pub healthy_once_loaded: bool,
+    pub health: HealthSettings,
     pub store: StoreSettings,
     pub on_store_failure: FailurePolicy,
     /// Of each limit, what this server enforces by itself while the store does not answer; above 0.
@@ -199,6 +198,15 @@ pub struct Settings {
     pub shutdown_delay: Duration,
     /// What to tell the user of the settings, once there is a log.
     pub warnings: Vec<String>,
+}
+
+/// What the server waits for before it calls itself healthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HealthSettings {
+    /// For rules that name a domain.
+    pub once_loaded: bool,
+    /// For a store that answers; without it the server is not healthy any more.
+    pub with_store: bool,
 }
 
 /// Where gRPC listens.
@@ -255,7 +263,7 @@ const REFUSED: [(&str, &[&str]); 3] = [("CONFIG_TYPE", &["FILE"]), ("REDIS_PERSE
 
 /// Settings of the reference server that change no answer. Named in one warning where they are set. (REDIS_SOCKET_TYPE and
 /// USE_PROMETHEUS need no word: REDIS_URL shows what it is, and Prometheus is always on.)
-const IGNORED: [&str; 23] = [
+const IGNORED: [&str; 22] = [
     "USE_STATSD",
     "USE_DOG_STATSD",
     "STATSD_HOST",
@@ -276,7 +284,6 @@ const IGNORED: [&str; 23] = [
     "REDIS_PIPELINE_WINDOW",
     "REDIS_PIPELINE_LIMIT",
     "REDIS_CLUSTER_PIPELINE_PARALLELISM",
-    "REDIS_HEALTH_CHECK_ACTIVE_CONNECTION",
     "TRACING_ENABLED",
     "MEMCACHE_HOST_PORT",
 ];
@@ -306,7 +313,10 @@ impl ServeArgs {
             metrics_path: prometheus_path(&self.prometheus_path)?,
             // Unlike the other addresses, an empty one is loopback as well: whoever reaches this port can clear counters.
             admin: address("DEBUG_HOST", if self.debug_host.is_empty() { "127.0.0.1" } else { &self.debug_host }, self.debug_port)?,
-            healthy_once_loaded: self.healthy_with_at_least_one_config_loaded,
+            health: HealthSettings {
+                once_loaded: self.healthy_with_at_least_one_config_loaded,
+                with_store: self.redis.is_part_of_health() && matches!(store, StoreSettings::Redis(_)),
+            },
             store,
             load_options: self.rules.options(),
             modes: Modes { shadow: self.shadow_mode, quota: self.quota_mode, near_limit_ratio: self.near_limit_ratio },

@@ -11,7 +11,8 @@ mod key;
 pub mod memory;
 pub mod redis;
 
-use crate::hit::{Counter, Hit, Verdict};
+use crate::hit::{Action, Counter, Hit, Kind, Verdict};
+use crate::limit::{Algorithm, Cost, Limit, Window};
 use crate::metrics::StoreFailure;
 pub use memory::Memory;
 pub use redis::{Redis, RedisOptions};
@@ -66,6 +67,20 @@ impl Store {
             Self::Memory(memory) => Ok(memory.decide(hits)),
             Self::Redis(redis) => redis.decide(hits, within).await,
         }
+    }
+
+    /// Whether the store answers now: it is asked to look at a counter that nobody counts on.
+    pub async fn is_ready(&self) -> bool {
+        let counter = Counter {
+            domain: "",
+            client: Default::default(),
+            action: Action::named("ready"),
+            algorithm: Algorithm::FixedWindow,
+            window: Window::SECOND,
+        };
+        let (limit, cost) = (Limit::from(1), Cost::take(0));
+        let peek = Hit { descriptor: 0, kind: Kind::Shadow, counter, limit, cost, count_denied: false, on_store_failure: None };
+        self.decide(&[peek], None).await.is_ok()
     }
 
     /// The name under which this store keeps a counter, as text: what can be looked up in Redis.

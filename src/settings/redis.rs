@@ -53,6 +53,10 @@ pub struct RedisArgs {
     #[arg(long, env = "REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms", value_parser = positive_duration)]
     redis_timeout: Duration,
 
+    /// Not healthy while Redis does not answer. Leave it off where the failure policy is to answer then
+    #[arg(long, env = "REDIS_HEALTH_CHECK_ACTIVE_CONNECTION", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    redis_health_check_active_connection: bool,
+
     /// What each key in Redis begins with
     #[arg(long, env = "CACHE_KEY_PREFIX", value_name = "TEXT", default_value = "")]
     cache_key_prefix: String,
@@ -71,6 +75,10 @@ const DENIAL_SIZE: usize = 256;
 impl RedisArgs {
     pub(super) fn has_address(&self) -> bool {
         said(&self.redis_url).is_some()
+    }
+
+    pub(super) fn is_part_of_health(&self) -> bool {
+        self.redis_health_check_active_connection
     }
 
     /// What was said, put together; None where there is no address.

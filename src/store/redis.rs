@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 mod batch;
@@ -169,7 +170,7 @@ impl Redis {
             return None;
         }
         let mut ballot = Ballot::default();
-        let known: Vec<Option<Known>> = asks.iter().map(|ask| self.shared.denials.find(&ask.key, &ask.terms, asked.at)).collect();
+        let known: SmallVec<[Option<Known>; 2]> = asks.iter().map(|ask| self.shared.denials.find(&ask.key, &ask.terms, asked.at)).collect();
         let mut rest = known.as_slice();
         for descriptor in hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
             let (mine, others) = rest.split_at(descriptor.len());

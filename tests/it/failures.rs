@@ -1,6 +1,7 @@
 //! What clients see while Redis has a bad day, with real processes under steady traffic: no call fails, none waits for long,
 //! answers are right for what Redis holds or are counted as given by policy, and Redis is used again soon after it is back.
 
+mod clocks;
 mod outages;
 mod paths;
 

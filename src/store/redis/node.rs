@@ -142,12 +142,15 @@ impl Caretaker {
 
     /// Sends one batch, over a link that is connected first if need be.
     async fn serve(&self, link: &mut Link) {
-        if let Err(error) = self.connect(link).await {
-            self.failed(link, &error, Trouble::Lost);
-            return self.refuse_all(&error);
-        }
+        let waited_for = match self.connect(link).await {
+            Ok(stage) => stage,
+            Err(error) => {
+                self.failed(link, &error, Trouble::Lost);
+                return self.refuse_all(&error);
+            }
+        };
         // Not before: whoever has given up meanwhile has an answer by policy, and is not counted here as well.
-        let requests = self.next_batch();
+        let requests = self.next_batch(waited_for);
         if requests.is_empty() {
             return;
         }
@@ -173,11 +176,12 @@ impl Caretaker {
         }
     }
 
-    async fn connect(&self, link: &mut Link) -> Result<(), StoreError> {
+    /// Connects the link, unless it is. Says what those in the queue have waited for.
+    async fn connect(&self, link: &mut Link) -> Result<Stage, StoreError> {
         let breaker = &self.node.breaker;
         let epoch = breaker.epoch();
         if link.is_ready(epoch, self.node.timeout).await {
-            return Ok(());
+            return Ok(Stage::Queue);
         }
         if breaker.is_open() {
             return Err(StoreError::BreakerOpen);
@@ -187,7 +191,7 @@ impl Caretaker {
         self.node.queue.lock().connecting_since = None;
         let connection = connected.map_err(|_| StoreError::Connection(format!("no connection within {CONNECT_MAX:?}")))??;
         link.connected(connection, epoch);
-        Ok(())
+        Ok(Stage::Connect)
     }
 
     fn failed(&self, link: &mut Link, error: &StoreError, trouble: Trouble) {
@@ -215,12 +219,12 @@ impl Caretaker {
     }
 
     /// The requests of the next batch, in the order of their arrival.
-    fn next_batch(&self) -> Vec<Waiting> {
+    fn next_batch(&self, waited_for: Stage) -> Vec<Waiting> {
         let mut queue = self.node.queue.lock();
         let (mut requests, mut hits) = (Vec::new(), 0);
         while let Some(waiting) = queue.waiting.pop_front() {
             if waiting.reply.is_closed() {
-                self.missed(&waiting, Stage::Queue);
+                self.missed(&waiting, waited_for);
                 continue;
             }
             hits += waiting.asks.len();

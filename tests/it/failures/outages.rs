@@ -164,6 +164,27 @@ fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
 }
 
 #[test]
+fn health_hangs_on_redis_only_where_that_is_asked_for() {
+    let redis = RedisServer::start();
+    let (without, with) =
+        (start(&["--redis-url", &redis.url()]), start(&["--redis-url", &redis.url(), "--redis-health-check-active-connection"]));
+    let wait_for = |status: u16| {
+        let deadline = Instant::now() + BACK_MAX;
+        while http::get(with.http(), "/healthcheck", &[]).status != status {
+            assert!(Instant::now() < deadline, "health does not become {status}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(http::get(without.http(), "/healthcheck", &[]).status, 200);
+    };
+    wait_for(200);
+    redis.signal("STOP");
+    wait_for(500);
+    redis.signal("CONT");
+    wait_for(200);
+    assert_eq!(redis.command(&["DBSIZE"]), redis::Value::Int(0), "to look leaves nothing behind");
+}
+
+#[test]
 fn a_key_prefix_stands_before_each_key_and_a_unix_socket_will_do() {
     let socket = scratch("socket").join("redis.sock");
     let redis = RedisServer::start_with(&["--unixsocket", socket.to_str().unwrap()]);
