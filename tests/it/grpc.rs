@@ -273,3 +273,34 @@ fn while_redis_is_away_the_failure_policy_answers_and_redis_is_used_again_when_i
         }
     }
 }
+
+#[test]
+fn a_client_over_its_limit_is_denied_without_asking_redis_and_is_counted_so() {
+    let redis = RedisServer::start();
+    let config = rules_file(RULES);
+    for (size, by_denial) in [(None, 8), (Some("0"), 0)] {
+        redis.command(&["FLUSHALL"]);
+        let args = ["--config", &config, "--redis-url", &redis.url(), "--redis-timeout", "2s"];
+        let environment: Vec<_> = size.map(|size| ("LOCAL_CACHE_SIZE_IN_BYTES", size)).into_iter().collect();
+        let server = Ratelimitd::start_with(&args, &environment);
+        let client = Client::connect(server.grpc());
+        let answers: Vec<_> = (0..10).map(|_| client.ask(ask(vec![descriptor(&[("one", "x")])]))).collect();
+        assert!(
+            answers[0].overall_code == Code::Ok as i32 && answers[1..].iter().all(|answer| answer.overall_code == Code::OverLimit as i32)
+        );
+        let wait = |answer: &RateLimitResponse| answer.statuses[0].duration_until_reset.unwrap().seconds;
+        assert!((3_590..=3_600).contains(&wait(&answers[9])), "the whole wait is told: {}", wait(&answers[9]));
+        let page = http::get(server.metrics(), "/metrics", &[]).body;
+        for (series, value) in [
+            ("ratelimit_service_rate_limit_over_limit{domain=\"d\",key1=\"one\",rule=\"one\"}", 9),
+            ("ratelimit_service_rate_limit_over_limit_with_local_cache{domain=\"d\",key1=\"one\",rule=\"one\"}", by_denial),
+            ("ratelimit_store_denial_answers{store=\"redis\"}", by_denial),
+            ("ratelimit_store_calls{store=\"redis\"}", 10 - by_denial),
+        ] {
+            assert!(page.contains(&format!("{series} {value}\n")), "{series} is not {value}: {page}");
+        }
+        // The admin port's reset reaches the denials of the threads that serve.
+        http::post(server.admin(), "/reset?domain=d&one=x", b"");
+        assert!(client.admits(ask(vec![descriptor(&[("one", "x")])])));
+    }
+}

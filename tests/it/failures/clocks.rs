@@ -16,7 +16,7 @@ fn start_at(redis: &RedisServer, clock: &str) -> Ratelimitd {
         ("FAKETIME_NO_CACHE", "1"),
         ("DONT_FAKE_MONOTONIC", "1"),
     ];
-    Ratelimitd::start_with(&["--config", &rules_file(RULES), "--redis-url", &redis.url()], &environment)
+    Ratelimitd::start_with(&["--config", &rules_file(RULES), "--redis-url", &redis.url(), "--redis-timeout", DEADLINE], &environment)
 }
 
 /// The year, month, day and hour of a server's first log line.

@@ -26,7 +26,7 @@ fn survive(what: &str, outage: impl FnOnce(&Proxy), mend: impl FnOnce(&Proxy)) {
 
 #[test]
 fn slower_than_the_deadline() {
-    survive("delay", |proxy| proxy.delay(Duration::from_millis(60)), |proxy| proxy.delay(Duration::ZERO));
+    survive("delay", |proxy| proxy.delay(Duration::from_millis(300)), |proxy| proxy.delay(Duration::ZERO));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn over_tls_the_certificates_of_both_sides_are_checked() {
     let (client, client_key) = (certificates.path("client.pem"), certificates.path("client.key"));
     let mine = ["--redis-tls-client-cert", &client, "--redis-tls-client-key", &client_key];
     let answered = |host: &str, args: &[&str]| {
-        let server = start(&[&["--redis-url", &format!("{host}:{port}"), "--redis-tls", "--redis-timeout", "200ms"], args].concat());
+        let server = start(&[&["--redis-url", &format!("{host}:{port}"), "--redis-tls"], args].concat());
         let admitted = admitted(&server, host, 3);
         (admitted, by_policy(&server))
     };

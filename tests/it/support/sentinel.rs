@@ -21,23 +21,31 @@ pub struct Sentinels {
 pub const REDIS_PASSWORD: &str = "redis-secret";
 pub const SENTINEL_PASSWORD: &str = "sentinel-secret";
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(40);
 
 impl Sentinels {
     /// Starts them all, and waits until each Sentinel knows the others and the replica.
     pub fn start() -> Self {
         let (primary, replica) = (RedisServer::start(), RedisServer::start());
-        replica.command(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
         for server in [&primary, &replica] {
             server.command(&["CONFIG", "SET", "masterauth", REDIS_PASSWORD]);
             server.command(&["CONFIG", "SET", "requirepass", REDIS_PASSWORD]);
         }
+        replica.command(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+        // Before the Sentinels look: they ask a primary for its replicas once in 10 s.
+        primary.command(&["SET", "there", "1"]);
+        let deadline = Instant::now() + DEADLINE;
+        while primary.command(&["WAIT", "1", "1000"]) != redis::Value::Int(1) {
+            assert!(Instant::now() < deadline, "the replica does not follow");
+        }
+        primary.command(&["DEL", "there"]);
         let folder = scratch("sentinels");
         let watchers = (0..3).map(|number| watcher(&folder, number, primary.port())).collect();
         let started = Self { primary, replica, watchers, _folder: folder };
         let deadline = Instant::now() + DEADLINE;
         while !started.watchers.iter().all(|(_, port)| knows_all(*port)) {
-            assert!(Instant::now() < deadline, "the Sentinels don't find each other");
+            let told: Vec<_> = started.watchers.iter().map(|(_, port)| ask::<String>(*port, &["INFO", "sentinel"])).collect();
+            assert!(Instant::now() < deadline, "the Sentinels don't find each other: {told:#?}");
             thread::sleep(Duration::from_millis(50));
         }
         started
@@ -71,7 +79,7 @@ fn watcher(folder: &std::path::Path, number: usize, primary: u16) -> (Child, u16
     let text = format!(
         "port {port}\nbind 127.0.0.1\ndir {}\nlogfile sentinel-{number}.log\nrequirepass {SENTINEL_PASSWORD}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n\
          sentinel monitor watched 127.0.0.1 {primary} 2\nsentinel auth-pass watched {REDIS_PASSWORD}\n\
-         sentinel down-after-milliseconds watched 500\nsentinel failover-timeout watched 2000\n",
+         sentinel down-after-milliseconds watched 1500\nsentinel failover-timeout watched 2000\n",
         folder.display()
     );
     fs::write(&file, text).unwrap();
