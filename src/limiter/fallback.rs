@@ -106,7 +106,7 @@ fn denied_unasked(hit: &Hit<'_>) -> Tally {
 mod tests {
     use super::*;
     use crate::hit::{Action, Counter};
-    use crate::limit::{Algorithm, Cost, Limit, Window};
+    use crate::limit::{Burst, Cost, Limit, Window};
     use crate::metrics::StoreSeries;
     use crate::store::Clock;
     use FailurePolicy::{Allow, Deny, Error, Local};
@@ -153,6 +153,20 @@ mod tests {
         assert_eq!(decide(&fallback, &[(Quota, Deny, "a"), (Quota, Local, "a")]), Some((false, vec![true, true])));
         assert_eq!(decide(&fallback, &[(Quota, Allow, "a"), (Quota, Local, "a")]), Some((true, vec![false, true])));
         assert_eq!(decide(&fallback, &[(Quota, Allow, "a"), (Enforce, Local, "a")]), Some((false, vec![false, true])));
+    }
+
+    #[test]
+    fn under_a_share_so_much_of_a_limit_or_a_burst_is_let_through() {
+        let bucket = Algorithm::TokenBucket { burst: Some(Burst::new(6).unwrap()) };
+        for (algorithm, limit, admitted) in
+            [(Algorithm::default(), 10, 5), (Algorithm::default(), 1, 1), (Algorithm::default(), 0, 0), (bucket, 10, 3)]
+        {
+            let fallback = Fallback { share: 0.5, ..fallback() };
+            let mut hits = hits(&[(Kind::Enforce, Local, "a")]);
+            (hits[0].limit, hits[0].counter.algorithm) = (Limit::from(limit), algorithm);
+            let passes = (0..20).filter(|_| fallback.decide(&hits, StoreError::QueueFull).is_ok_and(|verdict| verdict.admitted)).count();
+            assert_eq!(passes, admitted, "{algorithm:?} {limit}");
+        }
     }
 
     #[test]
