@@ -74,10 +74,16 @@ pub struct RedisTls {
     pub skip_hostname_verification: bool,
 }
 
-/// An address that can't be read. Holds no password.
+/// An address, or a certificate, that can't be read. Holds no password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("REDIS_URL is neither host:port, nor the path of a Unix socket, nor redis://USER:PASSWORD@HOST:PORT/DATABASE: {0}")]
-pub struct RedisUrlError(String);
+pub enum RedisUrlError {
+    #[error("REDIS_URL is neither host:port, nor the path of a Unix socket, nor redis://USER:PASSWORD@HOST:PORT/DATABASE: {0}")]
+    Address(String),
+    #[error("with REDIS_TYPE=sentinel, REDIS_URL is MASTER,HOST:PORT,HOST:PORT...: the primary's name, and at least one Sentinel")]
+    Sentinels,
+    #[error("REDIS_TLS_CACERT, REDIS_TLS_CLIENT_CERT or REDIS_TLS_CLIENT_KEY holds no PEM that can be used: {0}")]
+    Certificates(String),
+}
 
 /// What all runtimes of a server share.
 struct Shared {

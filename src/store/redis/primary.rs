@@ -41,7 +41,7 @@ impl Primary {
     /// # Errors
     /// An address, or a certificate, that can't be read.
     pub fn new(options: &RedisOptions) -> Result<Self, RedisUrlError> {
-        let refuse = |error: RedisError| RedisUrlError(error.to_string());
+        let refuse = |error: RedisError| RedisUrlError::Certificates(error.to_string());
         let tls = options.tls.as_ref();
         match options.deployment {
             RedisDeployment::Single => {
@@ -51,7 +51,7 @@ impl Primary {
             RedisDeployment::Sentinel => {
                 let mut parts = options.url.split(',').map(str::trim);
                 let name = parts.next().filter(|name| !name.is_empty() && !name.contains(':'));
-                let name = name.ok_or_else(|| RedisUrlError("with REDIS_TYPE=sentinel it is MASTER,HOST:PORT,HOST:PORT...".to_owned()))?;
+                let name = name.ok_or(RedisUrlError::Sentinels)?;
                 let sentinel = |part: &str| {
                     let mut info = address(part, tls)?;
                     let settings = info.redis_settings().clone().set_db(0);
@@ -60,7 +60,7 @@ impl Primary {
                 };
                 let clients: Vec<_> = parts.map(sentinel).collect::<Result<_, _>>()?;
                 if clients.is_empty() {
-                    return Err(RedisUrlError("with REDIS_TYPE=sentinel it names at least one Sentinel after the master".to_owned()));
+                    return Err(RedisUrlError::Sentinels);
                 }
                 let like = with_auth(address("primary:0", tls)?, options.auth.as_deref());
                 let (name, answered, tls) = (name.to_owned(), AtomicUsize::new(0), options.tls.clone());
@@ -133,7 +133,7 @@ fn address(text: &str, tls: Option<&RedisTls>) -> Result<ConnectionInfo, RedisUr
     } else {
         format!("redis://{text}")
     };
-    let info = url.into_connection_info().map_err(|error| RedisUrlError(error.to_string()))?;
+    let info = url.into_connection_info().map_err(|error| RedisUrlError::Address(error.to_string()))?;
     let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true).set_user_timeout(USER_TIMEOUT));
     Ok(match (tls, info.addr()) {
         (Some(tls), ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }) => {
@@ -190,5 +190,35 @@ fn text(value: &Value) -> Option<String> {
         Value::BulkString(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
         Value::SimpleString(text) => Some(text.clone()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(options: RedisOptions) -> String {
+        Primary::new(&options).err().map_or_else(String::new, |error| error.to_string())
+    }
+
+    #[test]
+    fn what_can_not_be_an_address_or_a_certificate_is_told_without_its_secrets() {
+        let plain = |url: &str| RedisOptions::new(url, Duration::from_millis(10));
+        let sentinel = |url: &str| RedisOptions { deployment: RedisDeployment::Sentinel, ..plain(url) };
+        let tls =
+            |ca: &[u8]| RedisOptions { tls: Some(RedisTls { ca: Some(ca.to_vec()), ..RedisTls::default() }), ..plain("localhost:6379") };
+        for fine in
+            [plain("localhost:6379"), plain("/run/redis.sock"), plain("redis://u:p@h:1/2"), plain("rediss://h:1"), sentinel("m,a:1,b:2")]
+        {
+            assert_eq!(refused(fine.clone()), "", "{}", fine.url);
+        }
+        let told = refused(plain("redis://:hunter2@h:port/x"));
+        assert!(told.contains("neither host:port") && !told.contains("hunter2"), "{told}");
+        for wrong in ["a:1,b:2", "", ",a:1", "m"] {
+            assert!(refused(sentinel(wrong)).contains("MASTER,HOST:PORT"), "{wrong}");
+        }
+        assert!(refused(sentinel("m,a:x")).contains("neither host:port"));
+        let told = refused(tls(b"-----BEGIN CERTIFICATE-----\nnothing\n-----END CERTIFICATE-----\n"));
+        assert!(told.contains("REDIS_TLS_CACERT"), "{told}");
     }
 }
