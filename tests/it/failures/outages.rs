@@ -130,7 +130,7 @@ fn under_the_policy_error_only_calls_during_the_outage_fail_and_at_once() {
     let started = Instant::now();
     let codes: Vec<_> = (0..50).map(|_| ask().unwrap_err()).collect();
     assert!(codes.iter().all(|code| *code == tonic::Code::Unavailable), "{codes:?}");
-    assert!(started.elapsed() < Duration::from_secs(1), "three deadlines at most, and then none: {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(2), "three deadlines at most, and then none: {:?}", started.elapsed());
     redis.signal("CONT");
     let deadline = Instant::now() + BACK_MAX;
     while ask().is_err() {

@@ -26,7 +26,7 @@ fn survive(what: &str, outage: impl FnOnce(&Proxy), mend: impl FnOnce(&Proxy)) {
 
 #[test]
 fn slower_than_the_deadline() {
-    survive("delay", |proxy| proxy.delay(Duration::from_millis(300)), |proxy| proxy.delay(Duration::ZERO));
+    survive("delay", |proxy| proxy.delay(Duration::from_millis(700)), |proxy| proxy.delay(Duration::ZERO));
 }
 
 #[test]
