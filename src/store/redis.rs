@@ -94,6 +94,9 @@ struct Shared {
     clock: Clock,
 }
 
+/// Of a request with more hits no denial is remembered: each is compared with those before it.
+const REMEMBERED_HITS_MAX: usize = 64;
+
 /// Denials remembered unless told otherwise; a few hundred bytes each.
 pub const DENIALS_DEFAULT: usize = 65_536;
 
@@ -154,6 +157,7 @@ impl Redis {
         }
         self.node.series.store.calls.increment(1);
         let answer = self.node.ask(Arc::clone(&asks), deadline, within).await;
+        self.forget_refunded(hits, &asks);
         match &answer {
             Ok(verdict) => self.remember(hits, &asks, asked, verdict),
             Err(error) => self.node.series.store.failed(StoreFailure::from(error)),
@@ -196,14 +200,15 @@ impl Redis {
         Some(Verdict { admitted: false, by_denial: true, tallies: tallies.collect() })
     }
 
-    /// Keeps what a verdict says of counters that are over, and forgets what a refund has made untrue.
+    /// Forgets what a refund has made untrue; one without an answer may have been carried out all the same.
+    fn forget_refunded(&self, hits: &[Hit<'_>], asks: &[Ask]) {
+        hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()).for_each(|(_, ask)| self.shared.denials.forget(&ask.key));
+    }
+
+    /// Keeps what a verdict says of counters that are over.
     fn remember(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked, verdict: &Verdict) {
         let denials = &self.shared.denials;
-        if !denials.are_kept() {
-            return;
-        }
-        if !hits.iter().all(leaves_nothing_when_denied) {
-            hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()).for_each(|(_, ask)| denials.forget(&ask.key));
+        if !denials.are_kept() || asks.len() > REMEMBERED_HITS_MAX || !hits.iter().all(leaves_nothing_when_denied) {
             return;
         }
         for (at, (ask, tally)) in asks.iter().zip(&verdict.tallies).enumerate() {
