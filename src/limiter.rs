@@ -14,7 +14,7 @@ mod inspect;
 mod notices;
 
 use crate::descriptor::{LimitOverride, Request};
-use crate::hit::{Action, Counter, FailurePolicy, Hit, Kind, Verdict};
+use crate::hit::{Action, Counter, FailurePolicy, Hit, Kind, Tally, Verdict};
 use crate::limit::{Algorithm, Cost, Limit, LimitError, Window};
 use crate::metrics::{Metrics, PolicySeries};
 use crate::rules::{Found, LiveRules, Match, Metadata};
@@ -185,18 +185,19 @@ impl RateLimiter {
     }
 
     async fn ask(&self, hits: &[Hit<'_>], within: Option<Duration>) -> Result<Verdict, StoreError> {
-        match self.store.decide(hits, within).await {
-            Ok(verdict) => Ok(verdict),
-            Err(error) => {
-                self.notices.store_failed(&error, self.fallback.policy);
-                for (policy, series) in FailurePolicy::ALL.into_iter().zip(&self.answers) {
-                    if hits.iter().any(|hit| self.fallback.policy(hit) == policy) {
-                        series.answers.increment(1);
-                    }
-                }
-                self.fallback.decide(hits, error)
+        self.store.decide_or(hits, within, |decided, error| self.stand_in(hits, decided, error)).await
+    }
+
+    /// Answers for a store that has decided only some of a request's hits, or none.
+    fn stand_in(&self, hits: &[Hit<'_>], decided: &[Option<Tally>], error: StoreError) -> Result<Verdict, StoreError> {
+        self.notices.store_failed(&error, self.fallback.policy);
+        let undecided = || hits.iter().zip(decided).filter(|(_, tally)| tally.is_none()).map(|(hit, _)| hit);
+        for (policy, series) in FailurePolicy::ALL.into_iter().zip(&self.answers) {
+            if undecided().any(|hit| self.fallback.policy(hit) == policy) {
+                series.answers.increment(1);
             }
         }
+        self.fallback.decide(hits, decided, error)
     }
 
     /// Counts what the rules did not know, or let through.

@@ -66,9 +66,11 @@ pub struct RedisSeries {
     pub batch_hits: Histogram,
     /// Requests that wait for the next call.
     pub queue_depth: Gauge,
-    /// 1 while Redis is not asked because it does not answer.
-    pub breaker_open: Gauge,
+    /// How many nodes are not asked because they do not answer.
+    pub breakers_open: Gauge,
     pub breaker_openings: Counter,
+    /// Hits recorded in one part of a request and taken back because another part denied it.
+    pub taken_back: Counter,
     deadline_misses: [Counter; Stage::ALL.len()],
 }
 
@@ -181,8 +183,9 @@ impl Metrics {
             denial_answers: self.counter(DENIAL_ANSWERS, labels()),
             batch_hits: self.recorder.register_histogram(&key(BATCH_HITS, labels()), &METADATA),
             queue_depth: gauge(QUEUE_DEPTH),
-            breaker_open: gauge(BREAKER_OPEN),
+            breakers_open: gauge(BREAKERS_OPEN),
             breaker_openings: self.counter(BREAKER_OPENINGS, labels()),
+            taken_back: self.counter(TAKEN_BACK, labels()),
             deadline_misses: Stage::ALL.map(|stage| self.counter(DEADLINE_MISSES, [("store", "redis"), ("stage", stage.label())])),
         }
     }
@@ -242,8 +245,9 @@ impl RedisSeries {
             denial_answers: Counter::noop(),
             batch_hits: Histogram::noop(),
             queue_depth: Gauge::noop(),
-            breaker_open: Gauge::noop(),
+            breakers_open: Gauge::noop(),
             breaker_openings: Counter::noop(),
+            taken_back: Counter::noop(),
             deadline_misses: Stage::ALL.map(|_| Counter::noop()),
         }
     }
@@ -311,8 +315,9 @@ const POLICY_ANSWERS: &str = "ratelimit_policy_answers";
 const DENIAL_ANSWERS: &str = "ratelimit_store_denial_answers";
 const BATCH_HITS: &str = "ratelimit_store_batch_hits";
 const QUEUE_DEPTH: &str = "ratelimit_store_queue_depth";
-const BREAKER_OPEN: &str = "ratelimit_store_breaker_open";
+const BREAKERS_OPEN: &str = "ratelimit_store_breaker_open";
 const BREAKER_OPENINGS: &str = "ratelimit_store_breaker_openings";
+const TAKEN_BACK: &str = "ratelimit_store_hits_taken_back";
 const DEADLINE_MISSES: &str = "ratelimit_store_deadline_misses";
 
 fn key<const N: usize>(name: &'static str, labels: [(&'static str, &str); N]) -> Key {
@@ -339,6 +344,7 @@ fn describe(recorder: &PrometheusRecorder) {
         (STORE_EVICTIONS, "Counters dropped before their time because the memory store was full"),
         (POLICY_ANSWERS, "Requests answered by the failure policy because the store gave no answer"),
         (DENIAL_ANSWERS, "Requests denied by a remembered denial, without asking the store"),
+        (TAKEN_BACK, "Hits recorded in one slot or store and taken back because another one denied their request"),
         (BREAKER_OPENINGS, "How often the store was given up until it answers a probe"),
         (DEADLINE_MISSES, "Requests that the store did not answer in time, by what they waited for: queue, connect or call"),
     ] {
@@ -352,7 +358,7 @@ fn describe(recorder: &PrometheusRecorder) {
         (RULES_LOADED_AT, "When the rules in force were loaded, in seconds since the Unix epoch"),
         (STORE_COUNTERS, "Counters that the memory store holds"),
         (QUEUE_DEPTH, "Requests that wait for the next call to the store"),
-        (BREAKER_OPEN, "1 while the store is not asked because it gave no answers"),
+        (BREAKERS_OPEN, "Nodes of the store that are not asked because they gave no answers: 0, or 1 where it is no Cluster"),
     ] {
         recorder.describe_gauge(KeyName::from_const_str(name), None, SharedString::const_str(help));
     }

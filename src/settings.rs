@@ -259,11 +259,11 @@ const RUNTIME_ROOT: &str = "/srv/runtime_data/current";
 
 /// Settings of the reference server that would change answers, with the value that asks for nothing special. Any other
 /// value is refused until it is supported.
-const REFUSED: [(&str, &[&str]); 3] = [("CONFIG_TYPE", &["FILE"]), ("REDIS_PERSECOND", FALSE), ("GRPC_SERVER_USE_TLS", FALSE)];
+const REFUSED: [(&str, &[&str]); 2] = [("CONFIG_TYPE", &["FILE"]), ("GRPC_SERVER_USE_TLS", FALSE)];
 
 /// Settings of the reference server that change no answer. Named in one warning where they are set. (REDIS_SOCKET_TYPE and
 /// USE_PROMETHEUS need no word: REDIS_URL shows what it is, and Prometheus is always on.)
-const IGNORED: [&str; 22] = [
+const IGNORED: [&str; 27] = [
     "USE_STATSD",
     "USE_DOG_STATSD",
     "STATSD_HOST",
@@ -284,6 +284,11 @@ const IGNORED: [&str; 22] = [
     "REDIS_PIPELINE_WINDOW",
     "REDIS_PIPELINE_LIMIT",
     "REDIS_CLUSTER_PIPELINE_PARALLELISM",
+    "REDIS_PERSECOND_POOL_SIZE",
+    "REDIS_PERSECOND_POOL_ON_EMPTY_BEHAVIOR",
+    "REDIS_PERSECOND_PIPELINE_WINDOW",
+    "REDIS_PERSECOND_PIPELINE_LIMIT",
+    "REDIS_PERSECOND_TIMEOUT",
     "TRACING_ENABLED",
     "MEMCACHE_HOST_PORT",
 ];
@@ -517,13 +522,20 @@ mod tests {
             StoreSettings::Memory => panic!("an address is set"),
         };
         let options: RedisOptions = redis(&["--redis-type", "SINGLE", "--redis-auth", "", "--local-cache-size-in-bytes="]).unwrap();
-        assert_eq!((options.deployment, options.auth, options.denials_max), (RedisDeployment::Single, None, 65_536));
+        assert_eq!((options.site.deployment, options.site.auth, options.denials_max), (RedisDeployment::Single, None, 65_536));
         let options = redis(&["--redis-type", "Sentinel", "--redis-auth", "u:p", "--local-cache-size-in-bytes", "0"]).unwrap();
-        assert_eq!((options.deployment, options.auth.as_deref(), options.denials_max), (RedisDeployment::Sentinel, Some("u:p"), 0));
-        assert!(options.tls.is_none() && redis(&["--redis-tls"]).unwrap().tls.is_some());
+        assert_eq!((options.site.deployment, options.denials_max), (RedisDeployment::Sentinel, 0));
+        assert_eq!(options.site.auth.as_deref(), Some("u:p"));
+        assert_eq!(redis(&["--redis-type", "CLUSTER"]).unwrap().site.deployment, RedisDeployment::Cluster);
+        assert!(options.site.tls.is_none() && redis(&["--redis-tls"]).unwrap().site.tls.is_some());
+        assert!(redis(&["--redis-persecond-url", "s:1"]).unwrap().per_second.is_none(), "it was not asked for");
+        let other = ["--redis-persecond", "--redis-persecond-url", "s:1", "--redis-persecond-auth", "q", "--redis-persecond-type", "cluster"];
+        let other = redis(&other).unwrap().per_second.unwrap();
+        assert_eq!((other.url.as_str(), other.auth.as_deref(), other.deployment), ("s:1", Some("q"), RedisDeployment::Cluster));
         for (wrong, says) in [
-            (&["--redis-type", "cluster"][..], "not supported yet"),
-            (&["--redis-type", "ring"], "not `ring`"),
+            (&["--redis-type", "ring"][..], "not `ring`"),
+            (&["--redis-persecond"], "set REDIS_PERSECOND_URL"),
+            (&["--redis-persecond", "--redis-persecond-url", "s:1", "--redis-persecond-type", "x"], "REDIS_PERSECOND_TYPE"),
             (&["--cache-key-prefix", "a{b"], "brace"),
             (&["--redis-tls", "--redis-tls-cacert", "/nowhere.pem"], "REDIS_TLS_CACERT: /nowhere.pem can't be read"),
             (&["--redis-tls", "--redis-tls-client-key", "Cargo.toml"], "go together"),
@@ -540,8 +552,8 @@ mod tests {
 
     #[test]
     fn settings_of_the_reference_server_are_never_passed_over_in_silence() {
-        assert!(settle(&[], &[("REDIS_PERSECOND", "true")]).unwrap_err().to_string().contains("REDIS_PERSECOND"));
-        assert!(settle(&[], &[("REDIS_PERSECOND", "False"), ("GRPC_SERVER_USE_TLS", "")]).unwrap().warnings.is_empty());
+        assert!(settle(&[], &[("GRPC_SERVER_USE_TLS", "true")]).unwrap_err().to_string().contains("GRPC_SERVER_USE_TLS"));
+        assert!(settle(&[], &[("CONFIG_TYPE", "File"), ("GRPC_SERVER_USE_TLS", "")]).unwrap().warnings.is_empty());
         let warnings = settle(&[], &[("USE_STATSD", "true"), ("EXTRA_TAGS", "a:b")]).unwrap().warnings;
         assert_eq!(warnings, ["set, but without effect here: USE_STATSD, EXTRA_TAGS"]);
     }

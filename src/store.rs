@@ -11,7 +11,7 @@ mod key;
 pub mod memory;
 pub mod redis;
 
-use crate::hit::{Action, Counter, Hit, Kind, Verdict};
+use crate::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
 use crate::limit::{Algorithm, Cost, Limit, Window};
 use crate::metrics::StoreFailure;
 pub use memory::Memory;
@@ -58,14 +58,28 @@ impl Store {
     /// smaller of it and its own timeout. No hits are always admitted, unasked.
     ///
     /// # Errors
-    /// The store gave no verdict: see [`StoreError`]. The memory store always gives one.
+    /// The store gave no verdict, or not on all hits: see [`StoreError`]. The memory store always gives one.
     pub async fn decide(&self, hits: &[Hit<'_>], within: Option<Duration>) -> Result<Verdict, StoreError> {
+        self.decide_or(hits, within, |_, error| Err(error)).await
+    }
+
+    /// The same; where the store gives no verdict, or not on all hits, `stand_in` does. It gets the tallies of the hits that
+    /// the store has decided, in order with None for the others, and why there are none.
+    ///
+    /// # Errors
+    /// The stand-in's.
+    pub async fn decide_or(
+        &self,
+        hits: &[Hit<'_>],
+        within: Option<Duration>,
+        stand_in: impl FnOnce(&[Option<Tally>], StoreError) -> Result<Verdict, StoreError>,
+    ) -> Result<Verdict, StoreError> {
         if hits.is_empty() {
             return Ok(Verdict { admitted: true, by_denial: false, tallies: Default::default() });
         }
         match self {
             Self::Memory(memory) => Ok(memory.decide(hits)),
-            Self::Redis(redis) => redis.decide(hits, within).await,
+            Self::Redis(redis) => redis.decide(hits, within, stand_in).await,
         }
     }
 

@@ -22,6 +22,14 @@ pub struct Fallback {
     pub memory: Arc<Memory>,
 }
 
+/// What is said of a hit.
+enum Answer {
+    /// By the store, or by a policy that asks nobody.
+    Known(Tally),
+    /// What the memory says of it is yet to be seen.
+    Local,
+}
+
 /// What a denial says of the wait: nothing is known of the counter, and the store may be back soon.
 const DENIED_FOR: Duration = Duration::from_secs(1);
 
@@ -31,39 +39,39 @@ impl Fallback {
         hit.on_store_failure.unwrap_or(self.policy)
     }
 
-    /// Answers for the store: `error` on any hit wins, then a denial by `deny`; else the `local` hits are decided together
-    /// in memory, and the `allow` hits fit.
+    /// Answers for hits that the store has not decided, those without a tally: `error` on any wins, then a denial by `deny`;
+    /// else the `local` hits are decided together in memory, and the `allow` hits fit. The verdict is on all hits.
     ///
     /// # Errors
     /// The store's own, where a hit's policy says so.
-    pub(super) fn decide(&self, hits: &[Hit<'_>], error: StoreError) -> Result<Verdict, StoreError> {
-        let policies: SmallVec<[FailurePolicy; 2]> = hits.iter().map(|hit| self.policy(hit)).collect();
-        if policies.contains(&FailurePolicy::Error) {
-            return Err(error);
-        }
-        let denied = |(hit, policy): (&Hit<'_>, &FailurePolicy)| *policy == FailurePolicy::Deny && !hit.cost.is_refund();
-        let over: SmallVec<[bool; 2]> = hits.iter().zip(&policies).map(denied).collect();
-        let admitted = admits(hits, &over);
-        let mut local = admitted.then(|| self.decide_locally(hits, &policies, &over));
+    pub(super) fn decide(&self, hits: &[Hit<'_>], decided: &[Option<Tally>], error: StoreError) -> Result<Verdict, StoreError> {
+        let answers = hits.iter().zip(decided).map(|(hit, decided)| match (decided, self.policy(hit)) {
+            (Some(tally), _) => Some(Answer::Known(*tally)),
+            (None, FailurePolicy::Error) => None,
+            (None, FailurePolicy::Local) => Some(Answer::Local),
+            (None, FailurePolicy::Deny) if !hit.cost.is_refund() => Some(Answer::Known(denied_unasked(hit))),
+            (None, FailurePolicy::Deny | FailurePolicy::Allow) => Some(Answer::Known(hit.unasked())),
+        });
+        let answers: SmallVec<[Answer; 2]> = answers.collect::<Option<_>>().ok_or(error)?;
+        let admitted = admits(hits, &answers);
+        let mut local = admitted.then(|| self.decide_locally(hits, &answers));
         let locally_admitted = local.as_ref().is_none_or(|verdict| verdict.admitted);
         let mut local = local.as_mut().map(|verdict| verdict.tallies.drain(..));
-        let tallies = hits.iter().zip(&policies).zip(over).map(|((hit, policy), over)| {
-            let mut next_local = || local.as_mut().and_then(Iterator::next);
-            match policy {
-                FailurePolicy::Local => next_local().unwrap_or_else(|| hit.unasked()),
-                _ if over => denied_unasked(hit),
-                _ => hit.unasked(),
-            }
+        let tallies = hits.iter().zip(answers).map(|(hit, answer)| match answer {
+            Answer::Known(tally) => tally,
+            Answer::Local => local.as_mut().and_then(Iterator::next).unwrap_or_else(|| hit.unasked()),
         });
         Ok(Verdict { tallies: tallies.collect(), admitted: admitted && locally_admitted, by_denial: false })
     }
 
-    /// The `local` hits alone. Where a quota of another policy fits, theirs can't deny.
-    fn decide_locally(&self, hits: &[Hit<'_>], policies: &[FailurePolicy], over: &[bool]) -> Verdict {
-        let is_local = |at: usize| policies[at] == FailurePolicy::Local;
-        let fits = |(at, hit): (usize, &Hit<'_>)| !is_local(at) && hit.kind.is_quota() && (!over[at] || hit.kind.is_shadow());
-        let quota_fits = hits.iter().enumerate().any(fits);
-        let mine = hits.iter().enumerate().filter(|(at, _)| is_local(*at)).map(|(_, hit)| {
+    /// The `local` hits alone. Where another quota fits, theirs can't deny.
+    fn decide_locally(&self, hits: &[Hit<'_>], answers: &[Answer]) -> Verdict {
+        let fits = |(hit, answer): (&Hit<'_>, &Answer)| match answer {
+            Answer::Known(tally) => hit.kind.is_quota() && (!tally.over || hit.kind.is_shadow()),
+            Answer::Local => false,
+        };
+        let quota_fits = hits.iter().zip(answers).any(fits);
+        let mine = hits.iter().zip(answers).filter(|(_, answer)| matches!(answer, Answer::Local)).map(|(hit, _)| {
             let kind = if quota_fits && hit.kind.is_quota() { Kind::Shadow } else { hit.kind };
             self.shared(Hit { kind, ..hit.clone() })
         });
@@ -85,13 +93,13 @@ impl Fallback {
     }
 }
 
-/// Whether hits of which some are over, and the others fit, admit their request.
-fn admits(hits: &[Hit<'_>], mut over: &[bool]) -> bool {
+/// Whether hits of which some are over, and those to be decided locally fit, admit their request.
+fn admits(hits: &[Hit<'_>], mut answers: &[Answer]) -> bool {
     let mut ballot = Ballot::default();
     for descriptor in hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
-        let (mine, rest) = over.split_at(descriptor.len());
-        over = rest;
-        ballot.cast(descriptor[0].kind, mine.contains(&true));
+        let (mine, rest) = answers.split_at(descriptor.len());
+        answers = rest;
+        ballot.cast(descriptor[0].kind, mine.iter().any(|answer| matches!(answer, Answer::Known(tally) if tally.over)));
     }
     ballot.admits()
 }
@@ -128,7 +136,7 @@ mod tests {
 
     /// Whether it is admitted, and which hits are over; None for an error.
     fn decide(fallback: &Fallback, asked: &[(Kind, FailurePolicy, &'static str)]) -> Option<(bool, Vec<bool>)> {
-        let verdict = fallback.decide(&hits(asked), StoreError::QueueFull).ok()?;
+        let verdict = fallback.decide(&hits(asked), &vec![None; asked.len()], StoreError::QueueFull).ok()?;
         Some((verdict.admitted, verdict.tallies.iter().map(|tally| tally.over).collect()))
     }
 
@@ -164,7 +172,7 @@ mod tests {
             let fallback = Fallback { share: 0.5, ..fallback() };
             let mut hits = hits(&[(Kind::Enforce, Local, "a")]);
             (hits[0].limit, hits[0].counter.algorithm) = (Limit::from(limit), algorithm);
-            let passes = (0..20).filter(|_| fallback.decide(&hits, StoreError::QueueFull).is_ok_and(|verdict| verdict.admitted)).count();
+            let passes = (0..20).filter(|_| fallback.decide(&hits, &[None], StoreError::QueueFull).is_ok_and(|verdict| verdict.admitted)).count();
             assert_eq!(passes, admitted, "{algorithm:?} {limit}");
         }
     }

@@ -6,18 +6,18 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{SettingsError, boolean, path, positive_duration};
-use crate::store::RedisOptions;
-use crate::store::redis::{DENIALS_DEFAULT, RedisDeployment, RedisTls};
+use crate::store::{Clock, RedisOptions};
+use crate::store::redis::{DENIALS_DEFAULT, RedisDeployment, RedisSite, RedisTls};
 
 /// Where Redis is and how it is entered.
 #[derive(Args, Clone)]
 pub struct RedisArgs {
-    /// single or sentinel
+    /// single, sentinel or cluster
     #[arg(long, env = "REDIS_TYPE", value_name = "TYPE", default_value = "single")]
     redis_type: String,
 
     /// single: host:port, the path of a Unix socket, or redis://USER:PASSWORD@HOST:PORT/DATABASE. sentinel:
-    /// MASTER,HOST:PORT,HOST:PORT...
+    /// MASTER,HOST:PORT,HOST:PORT... cluster: HOST:PORT,HOST:PORT..., some of its nodes
     #[arg(long, env = "REDIS_URL", value_name = "ADDRESS", hide_env_values = true)]
     redis_url: Option<String>,
 
@@ -57,6 +57,30 @@ pub struct RedisArgs {
     #[arg(long, env = "REDIS_HEALTH_CHECK_ACTIVE_CONNECTION", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
     redis_health_check_active_connection: bool,
 
+    /// Windows of a second or less are counted in a Redis of their own, at REDIS_PERSECOND_URL
+    #[arg(long, env = "REDIS_PERSECOND", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    redis_persecond: bool,
+
+    /// As REDIS_TYPE, of that Redis
+    #[arg(long, env = "REDIS_PERSECOND_TYPE", value_name = "TYPE", default_value = "single")]
+    redis_persecond_type: String,
+
+    /// As REDIS_URL, of that Redis
+    #[arg(long, env = "REDIS_PERSECOND_URL", value_name = "ADDRESS", hide_env_values = true)]
+    redis_persecond_url: Option<String>,
+
+    /// As REDIS_AUTH, for that Redis
+    #[arg(long, env = "REDIS_PERSECOND_AUTH", value_name = "SECRET", hide_env_values = true)]
+    redis_persecond_auth: Option<String>,
+
+    /// As REDIS_SENTINEL_AUTH, for that Redis's Sentinels
+    #[arg(long, env = "REDIS_PERSECOND_SENTINEL_AUTH", value_name = "SECRET", hide_env_values = true)]
+    redis_persecond_sentinel_auth: Option<String>,
+
+    /// TLS toward that Redis, with the certificates of REDIS_TLS_*
+    #[arg(long, env = "REDIS_PERSECOND_TLS", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
+    redis_persecond_tls: bool,
+
     /// What each key in Redis begins with
     #[arg(long, env = "CACHE_KEY_PREFIX", value_name = "TEXT", default_value = "")]
     cache_key_prefix: String,
@@ -89,13 +113,12 @@ impl RedisArgs {
             warnings
                 .push(format!("REDIS_TIMEOUT is {timeout:?}: Envoy gives up after 20ms unless told otherwise, so keep it at 15ms or less"));
         }
-        let deployment = match self.redis_type.to_ascii_lowercase().as_str() {
-            "" | "single" => RedisDeployment::Single,
-            "sentinel" => RedisDeployment::Sentinel,
-            "cluster" => {
-                return Err(SettingsError("REDIS_TYPE cluster is not supported yet by this version: single or sentinel".to_owned()));
-            }
-            other => return Err(SettingsError(format!("REDIS_TYPE is single or sentinel, not `{other}`"))),
+        let site = RedisSite {
+            deployment: deployment("REDIS_TYPE", &self.redis_type)?,
+            url,
+            auth: said(&self.redis_auth),
+            sentinel_auth: said(&self.redis_sentinel_auth),
+            tls: self.tls(self.redis_tls, &self.redis_url)?,
         };
         if self.cache_key_prefix.contains(['{', '}']) {
             return Err(SettingsError(
@@ -107,21 +130,29 @@ impl RedisArgs {
             Some(Ok(bytes)) => bytes.div_ceil(DENIAL_SIZE),
             Some(Err(_)) => return Err(SettingsError("LOCAL_CACHE_SIZE_IN_BYTES must be a number of bytes".to_owned())),
         };
-        Ok(Some(RedisOptions {
-            deployment,
-            auth: said(&self.redis_auth),
-            sentinel_auth: said(&self.redis_sentinel_auth),
-            tls: self.tls()?,
-            key_prefix: self.cache_key_prefix.clone(),
-            denials_max,
-            ..RedisOptions::new(url, self.redis_timeout)
+        let (key_prefix, timeout) = (self.cache_key_prefix.clone(), self.redis_timeout);
+        Ok(Some(RedisOptions { site, per_second: self.per_second()?, key_prefix, timeout, denials_max, clock: Clock::System }))
+    }
+
+    /// The Redis for windows of a second or less, where there is one.
+    fn per_second(&self) -> Result<Option<RedisSite>, SettingsError> {
+        if !self.redis_persecond {
+            return Ok(None);
+        }
+        let url = said(&self.redis_persecond_url)
+            .ok_or_else(|| SettingsError("REDIS_PERSECOND needs an address: set REDIS_PERSECOND_URL".to_owned()))?;
+        Ok(Some(RedisSite {
+            deployment: deployment("REDIS_PERSECOND_TYPE", &self.redis_persecond_type)?,
+            url,
+            auth: said(&self.redis_persecond_auth),
+            sentinel_auth: said(&self.redis_persecond_sentinel_auth),
+            tls: self.tls(self.redis_persecond_tls, &self.redis_persecond_url)?,
         }))
     }
 
     /// TLS, where it is wanted: asked for, or by a rediss:// address that finds certificates set.
-    fn tls(&self) -> Result<Option<RedisTls>, SettingsError> {
-        let asked = self.redis_tls || self.redis_url.as_deref().is_some_and(|url| url.starts_with("rediss://"));
-        if !asked {
+    fn tls(&self, asked: bool, url: &Option<String>) -> Result<Option<RedisTls>, SettingsError> {
+        if !asked && !url.as_deref().is_some_and(|url| url.starts_with("rediss://")) {
             return Ok(None);
         }
         let ca = read("REDIS_TLS_CACERT", &self.redis_tls_cacert)?;
@@ -133,6 +164,15 @@ impl RedisArgs {
             _ => return Err(SettingsError("REDIS_TLS_CLIENT_CERT and REDIS_TLS_CLIENT_KEY go together: set both or none".to_owned())),
         };
         Ok(Some(RedisTls { ca, client, skip_hostname_verification: self.redis_tls_skip_hostname_verification }))
+    }
+}
+
+fn deployment(setting: &str, said: &str) -> Result<RedisDeployment, SettingsError> {
+    match said.to_ascii_lowercase().as_str() {
+        "" | "single" => Ok(RedisDeployment::Single),
+        "sentinel" => Ok(RedisDeployment::Sentinel),
+        "cluster" => Ok(RedisDeployment::Cluster),
+        other => Err(SettingsError(format!("{setting} is single, sentinel or cluster, not `{other}`"))),
     }
 }
 

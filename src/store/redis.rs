@@ -1,6 +1,7 @@
-//! The Redis store: counters in one Redis, shared by any number of servers, decided by one script. It asks its denials
-//! first, then the Redis, within one deadline. It knows neither rules nor protocols; `redis/node.rs` batches requests,
-//! `redis/breaker.rs` spares a dead Redis and its callers, `redis/primary.rs` knows where it is.
+//! The Redis store: counters in a Redis, a Cluster, or two of them, shared by any number of servers, decided by one script. It
+//! asks its denials first, then Redis, within one deadline: whole where all hits lie together, else in parts
+//! (`redis/parts.rs`). It knows neither rules nor protocols; `redis/site.rs` brings a request to its node, `redis/node.rs`
+//! batches requests, `redis/breaker.rs` spares a dead Redis and its callers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,42 +10,43 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+mod address;
 mod batch;
 mod breaker;
 mod link;
 mod node;
+mod parts;
 mod primary;
+mod site;
+mod slots;
+mod topology;
 
 use super::denial::{Asked, Denials, Known};
 use super::{Clock, StoreError, StoreFailure};
 use crate::hit::{Ballot, Hit, Tally, Verdict};
+use crate::limit::Window;
 use crate::metrics::RedisSeries;
 use batch::Ask;
-use breaker::Breaker;
-use node::Node;
-use primary::Primary;
+use node::{Errand, Manner};
+use parts::Told;
+use site::{Making, SharedSite, Site};
 
 /// A Redis, asked from one runtime: its batch and its connection stay on the thread of whoever asks. Clones share both;
 /// what all runtimes of a server share, [`Redis::on_another_runtime`] does.
 #[derive(Clone)]
 pub struct Redis {
     shared: Arc<Shared>,
-    node: Arc<Node>,
+    /// The one for all windows, and where there is another for the short ones, that.
+    sites: Arc<[Site]>,
+    series: RedisSeries,
 }
 
 /// Where Redis is, how it is entered, and how long it may take.
 #[derive(Clone)]
 pub struct RedisOptions {
-    pub deployment: RedisDeployment,
-    /// Single: `host:port`, the path of a Unix socket, or a URL `redis://USER:PASSWORD@HOST:PORT/DATABASE` (`rediss://` for
-    /// TLS). Sentinel: `MASTER,HOST:PORT,HOST:PORT`, the name of the primary and the Sentinels that watch it.
-    pub url: String,
-    /// `PASSWORD` or `USER:PASSWORD`, in place of the URL's.
-    pub auth: Option<String>,
-    /// The same, for the Sentinels.
-    pub sentinel_auth: Option<String>,
-    /// Everything goes over TLS.
-    pub tls: Option<RedisTls>,
+    pub site: RedisSite,
+    /// Another one, for windows of a second or less.
+    pub per_second: Option<RedisSite>,
     /// What each key begins with. Without braces: the hash tag's come first.
     pub key_prefix: String,
     /// One deadline over queueing, connecting and the call. More than 0.
@@ -54,6 +56,22 @@ pub struct RedisOptions {
     pub clock: Clock,
 }
 
+/// Where a Redis is and how it is entered.
+#[derive(Clone)]
+pub struct RedisSite {
+    pub deployment: RedisDeployment,
+    /// Single: `host:port`, the path of a Unix socket, or a URL `redis://USER:PASSWORD@HOST:PORT/DATABASE` (`rediss://` for
+    /// TLS). Sentinel: `MASTER,HOST:PORT,HOST:PORT`, the name of the primary and the Sentinels that watch it. Cluster:
+    /// `HOST:PORT,HOST:PORT`, some of its nodes.
+    pub url: String,
+    /// `PASSWORD` or `USER:PASSWORD`, in place of the URL's.
+    pub auth: Option<String>,
+    /// The same, for the Sentinels.
+    pub sentinel_auth: Option<String>,
+    /// Everything goes over TLS.
+    pub tls: Option<RedisTls>,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RedisDeployment {
     /// One address, whoever stands behind it.
@@ -61,6 +79,8 @@ pub enum RedisDeployment {
     Single,
     /// The primary that Sentinels name.
     Sentinel,
+    /// The nodes of a Redis Cluster, each with its share of the counters.
+    Cluster,
 }
 
 /// TLS toward Redis. Certificates and keys are PEM.
@@ -81,13 +101,15 @@ pub enum RedisUrlError {
     Address(String),
     #[error("with REDIS_TYPE=sentinel, REDIS_URL is MASTER,HOST:PORT,HOST:PORT...: the primary's name, and at least one Sentinel")]
     Sentinels,
+    #[error("with REDIS_TYPE=cluster, REDIS_URL is HOST:PORT,HOST:PORT...: some of the Cluster's nodes, and no database but 0")]
+    Seeds,
     #[error("REDIS_TLS_CACERT, REDIS_TLS_CLIENT_CERT or REDIS_TLS_CLIENT_KEY holds no PEM that can be used: {0}")]
     Certificates(String),
 }
 
 /// What all runtimes of a server share.
 struct Shared {
-    breaker: Arc<Breaker>,
+    sites: Vec<SharedSite>,
     denials: Arc<Denials>,
     key_prefix: String,
     timeout: Duration,
@@ -104,11 +126,8 @@ impl RedisOptions {
     /// A single Redis, with nothing special.
     pub fn new(url: impl Into<String>, timeout: Duration) -> Self {
         Self {
-            deployment: RedisDeployment::Single,
-            url: url.into(),
-            auth: None,
-            sentinel_auth: None,
-            tls: None,
+            site: RedisSite { deployment: RedisDeployment::Single, url: url.into(), auth: None, sentinel_auth: None, tls: None },
+            per_second: None,
             key_prefix: String::new(),
             timeout,
             denials_max: DENIALS_DEFAULT,
@@ -124,50 +143,71 @@ impl Redis {
     /// An address, or a certificate, that can't be read.
     pub fn new(options: &RedisOptions, series: RedisSeries) -> Result<Self, RedisUrlError> {
         let denials = Arc::new(Denials::new(options.denials_max));
-        let breaker = Arc::new(Breaker::new(Primary::new(options)?, Arc::clone(&denials), series.clone()));
+        let sites = [Some(&options.site), options.per_second.as_ref()];
+        let sites = sites.into_iter().flatten().map(|site| SharedSite::new(site, &denials, &series)).collect::<Result<_, _>>()?;
         let (key_prefix, timeout, clock) = (options.key_prefix.clone(), options.timeout, options.clock.clone());
-        Ok(Self::of(Arc::new(Shared { breaker, denials, key_prefix, timeout, clock }), series))
+        Ok(Self::of(Arc::new(Shared { sites, denials, key_prefix, timeout, clock }), series))
     }
 
-    /// The same store for another runtime: with a queue and connections of its own.
+    /// The same store for another runtime: with queues and connections of its own.
     pub fn on_another_runtime(&self, series: RedisSeries) -> Self {
         Self::of(Arc::clone(&self.shared), series)
     }
 
     fn of(shared: Arc<Shared>, series: RedisSeries) -> Self {
-        let (breaker, denials) = (Arc::clone(&shared.breaker), Arc::clone(&shared.denials));
-        let node = Arc::new(Node::new(breaker, denials, shared.clock.clone(), shared.timeout, series));
-        Self { shared, node }
+        let (denials, clock) = (Arc::clone(&shared.denials), shared.clock.clone());
+        let making = Making { denials, clock, timeout: shared.timeout, series: series.clone() };
+        let sites = shared.sites.iter().map(|site| site.site(&making)).collect();
+        Self { shared, sites, series }
     }
 
     /// Decides a request's hits as a whole, within the store's timeout or `within`, whichever is less. Where denials that
-    /// are remembered deny the request, nobody is asked. Once the batch is sent, the hits are counted whether or not the
-    /// caller still waits.
+    /// are remembered deny the request, nobody is asked. Once they are sent, hits are counted whether or not the caller
+    /// still waits. For hits that nobody could be asked about, or that nobody answered for, `stand_in` gives the verdict: it
+    /// gets the tallies of the others, and why these have none.
     ///
     /// # Errors
-    /// No verdict in time, no connection, an open breaker, a full queue, or an error that Redis answered with.
-    pub async fn decide(&self, hits: &[Hit<'_>], within: Option<Duration>) -> Result<Verdict, StoreError> {
+    /// The stand-in's.
+    pub async fn decide(
+        &self,
+        hits: &[Hit<'_>],
+        within: Option<Duration>,
+        stand_in: impl FnOnce(&[Option<Tally>], StoreError) -> Result<Verdict, StoreError>,
+    ) -> Result<Verdict, StoreError> {
         let within = within.map_or(self.shared.timeout, |within| within.min(self.shared.timeout));
         let deadline = Instant::now() + within;
         let asks = batch::asks(hits, &self.shared.key_prefix);
         let asked = self.shared.denials.asked(self.shared.clock.now());
         if let Some(denied) = self.denied(hits, &asks, asked) {
-            self.node.series.denial_answers.increment(1);
+            self.series.denial_answers.increment(1);
             return Ok(denied);
         }
-        self.node.series.store.calls.increment(1);
-        let answer = self.node.ask(Arc::clone(&asks), deadline, within).await;
-        self.forget_refunded(hits, &asks);
-        match &answer {
-            Ok(verdict) => self.remember(hits, &asks, asked, verdict),
-            Err(error) => self.node.series.store.failed(StoreFailure::from(error)),
+        self.series.store.calls.increment(1);
+        let mut answers = Told::nothing(hits, &asks);
+        let verdict = match self.place_of_all(hits, &asks) {
+            Some((site, slot)) => {
+                let errand = Errand { asks: Arc::clone(&asks), slot, manner: Manner::Batched };
+                self.sites[site].ask(errand, deadline, within).await.map(|answer| answer.verdict)
+            }
+            None => self.ask_in_parts(&mut answers, deadline, within).await,
+        };
+        match &verdict {
+            Ok(verdict) => self.note(hits, &asks, asked, verdict.tallies.iter().map(Some)),
+            Err(_) => self.note(hits, &asks, asked, answers.tallies.iter().map(Option::as_ref)),
         }
-        answer
+        verdict.or_else(|error| {
+            self.series.store.failed(StoreFailure::from(&error));
+            let mut verdict = stand_in(&answers.tallies, error)?;
+            self.take_back(&answers, &mut verdict);
+            Ok(verdict)
+        })
     }
 
     /// Waits until nothing is queued or under way, for as long as one batch may take.
     pub async fn drain(&self) {
-        self.node.drain().await;
+        for site in self.sites.iter() {
+            site.drain().await;
+        }
     }
 
     pub(super) fn key_prefix(&self) -> &str {
@@ -200,19 +240,73 @@ impl Redis {
         Some(Verdict { admitted: false, by_denial: true, tallies: tallies.collect() })
     }
 
-    /// Forgets what a refund has made untrue; one without an answer may have been carried out all the same.
-    fn forget_refunded(&self, hits: &[Hit<'_>], asks: &[Ask]) {
-        hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()).for_each(|(_, ask)| self.shared.denials.forget(&ask.key));
+    /// Where all hits of a request lie, if that is one place.
+    fn place_of_all(&self, hits: &[Hit<'_>], asks: &[Ask]) -> Option<(usize, u16)> {
+        let mut places = hits.iter().zip(asks).map(|(hit, ask)| self.place(hit, ask));
+        let first = places.next()?;
+        places.all(|place| place == first).then_some(first)
     }
 
-    /// Keeps what a verdict says of counters that are over.
-    fn remember(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked, verdict: &Verdict) {
+    /// The site and the slot of a hit.
+    fn place(&self, hit: &Hit<'_>, ask: &Ask) -> (usize, u16) {
+        let site = usize::from(self.sites.len() > 1 && hit.counter.window <= Window::SECOND);
+        (site, self.sites[site].slot(&ask.key))
+    }
+
+    /// Asks for all parts of a request at once.
+    async fn ask_in_parts(&self, answers: &mut Told<'_, '_>, deadline: Instant, within: Duration) -> Result<Verdict, StoreError> {
+        for site in self.sites.iter() {
+            site.known(deadline, within).await?;
+        }
+        let parts = parts::deal(answers.hits.iter().zip(answers.asks).map(|(hit, ask)| self.place(hit, ask)));
+        let started: Vec<_> = parts
+            .iter()
+            .map(|part| {
+                let asks = batch::part(part.hits.iter().map(|hit| (answers.hits[*hit].descriptor, &answers.asks[*hit])));
+                let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
+                let started = self.sites[part.site].start(&errand, deadline);
+                (errand, started)
+            })
+            .collect();
+        let mut failure = None;
+        for (part, (errand, started)) in parts.iter().zip(started) {
+            match self.sites[part.site].finish(errand, started, deadline, within).await {
+                Ok(answer) => answers.take(part, &answer),
+                Err(error) => failure = Some(error),
+            }
+        }
+        match (failure, answers.verdict()) {
+            (None, Some(mut verdict)) => {
+                self.take_back(answers, &mut verdict);
+                Ok(verdict)
+            }
+            (failure, _) => Err(failure.unwrap_or(StoreError::QueueFull)),
+        }
+    }
+
+    /// Takes back what must not stay recorded under this verdict.
+    fn take_back(&self, answers: &Told<'_, '_>, verdict: &mut Verdict) {
+        let back = answers.settle(verdict);
+        self.series.taken_back.increment(back.len() as u64);
+        for part in parts::deal(back.iter().map(|(hit, _)| self.place(&answers.hits[*hit], &answers.asks[*hit]))) {
+            let asks = batch::take_back(part.hits.iter().map(|place| (&answers.asks[back[*place].0], back[*place].1)));
+            self.sites[part.site].leave(Errand { asks, slot: part.slot, manner: Manner::Batched });
+        }
+    }
+
+    /// Keeps what the tallies, as far as there are any, say of counters that are over; and forgets what a refund has made
+    /// untrue: one without an answer may have been carried out all the same.
+    fn note<'t>(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked, tallies: impl Iterator<Item = Option<&'t Tally>>) {
         let denials = &self.shared.denials;
-        if !denials.are_kept() || asks.len() > REMEMBERED_HITS_MAX || !hits.iter().all(leaves_nothing_when_denied) {
+        if !denials.are_kept() {
             return;
         }
-        for (at, (ask, tally)) in asks.iter().zip(&verdict.tallies).enumerate() {
-            if tally.over {
+        hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()).for_each(|(_, ask)| denials.forget(&ask.key));
+        if asks.len() > REMEMBERED_HITS_MAX || !hits.iter().all(leaves_nothing_when_denied) {
+            return;
+        }
+        for (at, (ask, tally)) in asks.iter().zip(tallies).enumerate() {
+            if let Some(tally) = tally.filter(|tally| tally.over) {
                 // The wait is for the cost together with what the request's earlier hits asked of the counter, at most all.
                 let earlier: u64 = asks[..at].iter().filter(|earlier| earlier.key == ask.key).map(|earlier| earlier.terms.amount).sum();
                 let wait = u64::try_from(tally.reset.as_micros()).unwrap_or(u64::MAX);
@@ -230,10 +324,11 @@ fn leaves_nothing_when_denied(hit: &Hit<'_>) -> bool {
 impl fmt::Debug for RedisOptions {
     /// Without the address and the credentials, which may hold passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { deployment, tls, key_prefix, timeout, denials_max, .. } = self;
+        let Self { site: RedisSite { deployment, tls, .. }, per_second, key_prefix, timeout, denials_max, .. } = self;
         f.debug_struct("Redis")
             .field("deployment", deployment)
             .field("tls", &tls.is_some())
+            .field("per_second", &per_second.is_some())
             .field("key_prefix", key_prefix)
             .field("timeout", timeout)
             .field("denials_max", denials_max)

@@ -22,11 +22,12 @@ use std::time::Duration;
 use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
 use distributed_rate_limiter::limit::{Algorithm, Burst, Cost, Limit, LogEntries, Window};
 use distributed_rate_limiter::metrics::{RedisSeries, StoreSeries};
-use distributed_rate_limiter::store::redis::RedisOptions;
+use distributed_rate_limiter::store::redis::{RedisDeployment, RedisOptions};
 use distributed_rate_limiter::store::{Clock, Memory, Redis, SteppedClock, Store, StoreError};
 use redis::Value;
 use tokio::runtime::Runtime;
 
+use crate::support::cluster::Cluster;
 use crate::support::redis::RedisServer;
 
 /// A store to be asked, the clock that it goes by, and for a Redis store its server.
@@ -204,6 +205,20 @@ fn memory_store(clock: &SteppedClock) -> Store {
 fn redis_store(server: &RedisServer, clock: &SteppedClock) -> Store {
     let options = RedisOptions { denials_max: 0, clock: Clock::Stepped(clock.clone()), ..RedisOptions::new(server.url(), TIMEOUT) };
     Store::Redis(Redis::new(&options, RedisSeries::detached()).expect("the address can be read"))
+}
+
+fn cluster_store(cluster: &Cluster, clock: &SteppedClock) -> Store {
+    let mut options = RedisOptions { denials_max: 0, clock: Clock::Stepped(clock.clone()), ..RedisOptions::new(cluster.url(), TIMEOUT) };
+    options.site.deployment = RedisDeployment::Cluster;
+    Store::Redis(Redis::new(&options, RedisSeries::detached()).expect("the addresses can be read"))
+}
+
+/// A store on two Redis, one of them for windows of a second or less.
+fn per_second_store(all: &RedisServer, short: &RedisServer, clock: &SteppedClock) -> Store {
+    let per_second = Some(RedisOptions::new(short.url(), TIMEOUT).site);
+    let clock = Clock::Stepped(clock.clone());
+    let options = RedisOptions { denials_max: 0, clock, per_second, ..RedisOptions::new(all.url(), TIMEOUT) };
+    Store::Redis(Redis::new(&options, RedisSeries::detached()).expect("the addresses can be read"))
 }
 
 /// Polls them all in this order, so that a store is asked in this order, and waits for every answer.

@@ -1,6 +1,7 @@
 //! Real parts for tests: servers as processes, and plain clients for them.
 
 pub mod certificates;
+pub mod cluster;
 pub mod envoy;
 pub mod grpc;
 pub mod http;

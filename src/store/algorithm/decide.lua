@@ -5,24 +5,28 @@
 --            algorithm      1: sliding_window_log, 2: token_bucket, 3: fixed_window
 --            kind           0 enforce, 1 shadow, 2 quota, 3 quota in shadow
 --            count_denied   1: recorded although denied
---            refund         1: given back instead of taken
---            last           0: more hits of this descriptor follow; 1: the descriptor ends; 2: the request ends
+--            refund         1: given back instead of taken; 2: taken back from where an earlier request recorded it
+--            last           0: more hits of this descriptor follow; 1: the descriptor ends; 2: the request ends; 3: it ends, and
+--                           the reply says where its hits are recorded
 --            counter        2 bytes: its place in KEYS
 --          and 7 bytes each (all times in us):
 --            limit          what the counter may hold with it (of a bucket: the burst)
 --            most           what it may hold with hits that are recorded although denied
 --            window
---            need           what must fit
+--            need           what must fit; of what is taken back, where it was recorded
 --            amount         what is recorded or given back
 --            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; else 0
 --            pace_denied    the same, recorded although denied
 -- Reply    flat: for each request 1 (admitted) or 0, then for each of its hits: over (1 or 0), the hits used after the
---          request, and the wait in us (-1: never). A request that can't be decided: its error text alone.
+--          request, and the wait in us (-1: never); last, where that is asked for, for each hit where its counter recorded
+--          what was recorded now. A request that can't be decided: its error text alone.
 --
 -- An algorithm is a table of functions on a counter's state, made when a batch first needs it:
 --   load(key, window)          the state as of now, or nil and why not
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
+--   recorded_at(state)         where it records now: an entry's time, a window's number, a bucket's time
+--   take_back(state, hits, at) takes hits out that were recorded there, as if they had never been, as far as they still count
 --   wait(state, hits)          until at most so many hits, fewer than now, are counted, in us
 --   reset(state, limit)        what a hit that fits is told, in us; -1: never
 --   write(state)               puts it into Redis
@@ -81,13 +85,14 @@ local function put_out(from, to)
 end
 
 -- Records what the verdict leaves of a request's hits, and only then tallies them.
-local function conclude(count, admitted)
+local function conclude(count, admitted, say_where)
   filled = filled + 1
   reply[filled] = admitted and 1 or 0
   for i = 1, count do
     local hit = hits[i]
     local state = hit.state
     if hit.refund == 1 then state.algorithm.refund(state, hit.amount)
+    elseif hit.refund == 2 then state.algorithm.take_back(state, hit.amount, hit.need)
     elseif hit.amount > 0 then
       if admitted and not hit.out then state.algorithm.record(state, hit.amount, hit.pace)
       elseif hit.count_denied == 1 then charge(state, hit.amount, hit.most, hit.pace_denied) end
@@ -98,6 +103,13 @@ local function conclude(count, admitted)
     local hit = hits[i]
     -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
     tally(hit.state, hit.over, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
+  end
+  if say_where then
+    for i = 1, count do
+      local state = hits[i].state
+      reply[filled + i] = state.algorithm.recorded_at(state)
+    end
+    filled = filled + count
   end
 end
 
@@ -146,9 +158,10 @@ while position <= #batch do
       hit.state, hit.over, hit.out, hit.amount, hit.refund = state, used + need > limit, false, amount, refund
       hit.count_denied, hit.limit, hit.most, hit.need = count_denied, limit, most, need
       hit.pace, hit.pace_denied, hit.asked_before, hit.charged = pace, pace_denied, state.asked, 0
-      if refund == 1 then
+      if refund > 0 then
+        -- What is taken back comes as a request of its own, with nothing else in it to be judged on top.
         hit.over = false
-        state.sure = state.sure - math.min(amount, used)
+        if refund == 1 then state.sure = state.sure - math.min(amount, used) end
       elseif count_denied == 1 then
         foresee_charge(hit)
       elseif not hit.over then
@@ -167,7 +180,7 @@ while position <= #batch do
       end
       descriptor_from, descriptor_over = count + 1, false
     end
-  until last == 2
+  until last >= 2
   if alone then
     -- Concluded already.
   elseif failure then
@@ -175,7 +188,7 @@ while position <= #batch do
     reply[filled] = failure
     for i = 1, count do hits[i].state.asked, hits[i].state.sure = 0, 0 end
   else
-    conclude(count, not denied and (quotas == 0 or quotas_fitting > 0))
+    conclude(count, not denied and (quotas == 0 or quotas_fitting > 0), last == 3)
   end
 end
 

@@ -54,7 +54,16 @@ local function fixed_window()
     if counted.used > 0 then counted.used, counted.dirty = math.max(counted.used - hits, 0), true end
   end
 
-  algorithm = { load = load, record = record, refund = refund, wait = reset, reset = reset, write = write }
+  local function recorded_at(counted)
+    return counted.number
+  end
+
+  local function take_back(counted, hits, number)
+    if counted.number == number then refund(counted, hits) end
+  end
+
+  algorithm = { load = load, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
+    wait = reset, reset = reset, write = write }
   return algorithm
 end
 

@@ -115,6 +115,44 @@ local function sliding_window_log()
     end
   end
 
+  local function recorded_at(log)
+    return log.time
+  end
+
+  -- Takes hits out of the entry of that time, and out of the totals of those after it; an entry left empty goes.
+  local function take_back(log, hits, time)
+    if log.used == 0 or time < log.first then return end -- They have left.
+    if log.dirty then write(log) end
+    local key, header = log.key, log.stored
+    local entries = call('ZRANGEBYSCORE', key, '-inf', -time) -- the newest first, the one of that time last
+    local rank = #entries
+    if rank == 0 then return end
+    local at, before, after = unpack(ENTRY, entries[rank])
+    if at ~= time then return end
+    local counted = math.min(minus(after, before), minus(after, log.base))
+    hits = math.min(hits, counted)
+    if hits >= log.used then return refund(log, hits) end
+    for i = 2, rank do
+      local other_at, other_before, other_after = unpack(ENTRY, entries[i])
+      if i < rank then other_before = minus(other_before, hits) end
+      if i < rank or hits < counted then
+        call('ZADD', key, -other_at, pack(ENTRY, other_at, other_before, minus(other_after, hits), 0, 0))
+      end
+      call('ZREM', key, entries[i]) -- after ZADD, as in write
+    end
+    if hits == counted and time == log.first then log.first = (unpack(ENTRY, entries[rank - 1])) end
+    if hits == counted and rank == 1 then
+      log.stored = call('ZRANGE', key, 1, 1)[1]
+      log.time, log.before, log.after = unpack(ENTRY, log.stored)
+      call('ZREM', key, header)
+    else
+      if rank > 1 then log.before = minus(log.before, hits) end
+      log.after = minus(log.after, hits)
+    end
+    if log.first == log.time then log.before = log.base end -- as in refund
+    log.used, log.dirty = log.used - hits, true
+  end
+
   -- Until at most `hits`, fewer than now, are counted, in microseconds.
   local function wait(log, hits)
     local leaving, time = log.used - hits, log.first
@@ -128,7 +166,8 @@ local function sliding_window_log()
     return log.first + log.window - now
   end
 
-  algorithm = { load = load, record = record, refund = refund, wait = wait, reset = reset, write = write }
+  algorithm = { load = load, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
+    wait = wait, reset = reset, write = write }
   return algorithm
 end
 

@@ -32,6 +32,12 @@ local function token_bucket()
     return quotient, rest
   end
 
+  -- The hits, rounded up, that drain in so many microseconds and limit-ths of one.
+  local function level(whole, part, limit, window)
+    local hits, rest = divide(whole, limit, window)
+    return hits + math.ceil((rest + part) / window)
+  end
+
   -- The bucket of a key as of now, or nil and why not.
   --   at           now, or when it was last written, where time went back
   --   whole, part  what it takes to drain from then on: microseconds, and limit-ths of one
@@ -52,8 +58,7 @@ local function token_bucket()
       end
       if tat >= at then
         whole, part, limit = tat - at, tat_part, tat_limit
-        local hits, rest = divide(whole, limit, window)
-        used = hits + math.ceil((rest + part) / window)
+        used = level(whole, part, limit, window)
       end
     end
     return { algorithm = algorithm, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
@@ -103,6 +108,23 @@ local function token_bucket()
     end
   end
 
+  local function recorded_at(bucket)
+    return bucket.at
+  end
+
+  -- What may have drained since of what the hits filled in is not theirs any more: had the bucket been empty meanwhile, the
+  -- hits alone would have drained.
+  local function take_back(bucket, hits, at)
+    if bucket.used == 0 then return end
+    local whole, part = divide(hits, bucket.window, bucket.limit)
+    whole = whole - math.max(bucket.at - at, 0)
+    if whole < 0 then return end
+    whole, part = bucket.whole - whole, bucket.part - part
+    if part < 0 then whole, part = whole - 1, part + bucket.limit end
+    if whole < 0 then whole, part = 0, 0 end
+    bucket.whole, bucket.part, bucket.used, bucket.dirty = whole, part, level(whole, part, bucket.limit, bucket.window), true
+  end
+
   -- Until its level is at most `hits`, fewer than now, in microseconds.
   local function wait(bucket, hits)
     local whole, part = divide(hits, bucket.window, bucket.limit)
@@ -116,7 +138,8 @@ local function token_bucket()
     return wait(bucket, math.min(bucket.used, limit) - 1)
   end
 
-  algorithm = { load = load, record = record, refund = refund, wait = wait, reset = reset, write = write }
+  algorithm = { load = load, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
+    wait = wait, reset = reset, write = write }
   return algorithm
 end
 

@@ -12,14 +12,24 @@ use crate::store::algorithm::Terms;
 use crate::store::{StoreError, key};
 
 /// One hit, owned: it waits in the queue when its request may be long gone.
+#[derive(Clone)]
 pub(super) struct Ask {
     pub key: Box<[u8]>,
     algorithm: u8,
     kind: Kind,
     count_denied: bool,
-    refund: bool,
+    flow: Flow,
     last: Last,
     pub terms: Terms,
+}
+
+/// Which way hits go.
+#[derive(Clone, Copy)]
+enum Flow {
+    Taken = 0,
+    GivenBack = 1,
+    /// From where they were recorded, which `need` then says.
+    TakenBack = 2,
 }
 
 /// What ends with a hit.
@@ -28,6 +38,15 @@ enum Last {
     Nothing = 0,
     Descriptor = 1,
     Request = 2,
+    /// A part of one: the answer says where its hits are recorded.
+    Part = 3,
+}
+
+/// What the script says of a request.
+pub(super) struct Answer {
+    pub verdict: Verdict,
+    /// Of a part of a request: where each hit is recorded, if it is.
+    pub recorded_at: Vec<u64>,
 }
 
 /// Requests encoded for one call of the script.
@@ -36,7 +55,13 @@ pub(super) struct Batch {
     pub keys: Vec<Box<[u8]>>,
     /// The hits, encoded.
     pub encoded: Vec<u8>,
-    requests: Vec<Vec<Terms>>,
+    requests: Vec<Request>,
+}
+
+/// What is needed to read a request's answer.
+struct Request {
+    hits: Vec<Terms>,
+    is_part: bool,
 }
 
 /// The most hits of one request: the script is told a hit's counter in two bytes.
@@ -59,7 +84,7 @@ pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
             },
             kind: hit.kind,
             count_denied: hit.count_denied,
-            refund: hit.cost.is_refund(),
+            flow: if hit.cost.is_refund() { Flow::GivenBack } else { Flow::Taken },
             last: match next {
                 None => Last::Request,
                 Some(next) if next != hit.descriptor => Last::Descriptor,
@@ -68,6 +93,41 @@ pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
             terms: Terms::of(hit),
         })
         .collect()
+}
+
+/// Those of a request's hits, each with its descriptor, that are decided apart from the others. There a quota can't deny: it
+/// takes all of them to know.
+pub(super) fn part<'a>(asks: impl Iterator<Item = (usize, &'a Ask)> + Clone) -> Arc<[Ask]> {
+    let ends = asks.clone().skip(1).map(|(next, _)| Some(next)).chain([None]);
+    asks.zip(ends)
+        .map(|((descriptor, ask), next)| Ask {
+            kind: if ask.kind.is_quota() { Kind::Shadow } else { ask.kind },
+            last: match next {
+                None => Last::Part,
+                Some(next) if next != descriptor => Last::Descriptor,
+                Some(_) => Last::Nothing,
+            },
+            ..ask.clone()
+        })
+        .collect()
+}
+
+/// Takes hits back, as if they had never been, each from where it was recorded.
+pub(super) fn take_back<'a>(recorded: impl Iterator<Item = (&'a Ask, u64)>) -> Arc<[Ask]> {
+    let mut asks: Vec<_> = recorded
+        .map(|(ask, at)| Ask {
+            kind: Kind::Shadow,
+            count_denied: false,
+            flow: Flow::TakenBack,
+            last: Last::Descriptor,
+            terms: Terms { need: at, ..ask.terms },
+            ..ask.clone()
+        })
+        .collect();
+    if let Some(ask) = asks.last_mut() {
+        ask.last = Last::Request;
+    }
+    asks.into()
 }
 
 impl Batch {
@@ -83,7 +143,8 @@ impl Batch {
                 });
                 ask.write(place, &mut batch.encoded);
             }
-            batch.requests.push(asks.iter().map(|ask| ask.terms).collect());
+            let is_part = asks.last().is_some_and(|ask| matches!(ask.last, Last::Part));
+            batch.requests.push(Request { hits: asks.iter().map(|ask| ask.terms).collect(), is_part });
         }
         batch
     }
@@ -93,14 +154,14 @@ impl Batch {
         self.encoded.len() / HIT_SIZE
     }
 
-    /// The verdicts of the batch's requests, in order.
+    /// The answers to the batch's requests, in order.
     ///
     /// # Errors
     /// A reply of another form than decide.lua's.
-    pub fn read(&self, reply: Value) -> Result<Vec<Result<Verdict, StoreError>>, StoreError> {
+    pub fn read(&self, reply: Value) -> Result<Vec<Result<Answer, StoreError>>, StoreError> {
         let Value::Array(values) = reply else { return Err(malformed()) };
         let mut values = values.into_iter();
-        self.requests.iter().map(|hits| read_request(hits, &mut values)).collect()
+        self.requests.iter().map(|request| read_request(request, &mut values)).collect()
     }
 }
 
@@ -113,7 +174,7 @@ impl Ask {
             Kind::Quota => 2,
             Kind::QuotaShadow => 3,
         };
-        out.extend([self.algorithm, kind, u8::from(self.count_denied), u8::from(self.refund), self.last as u8]);
+        out.extend([self.algorithm, kind, u8::from(self.count_denied), self.flow as u8, self.last as u8]);
         out.extend(place.to_be_bytes());
         let Terms { limit, most, window, need, amount, pace, pace_denied } = self.terms;
         for number in [limit, most, window, need, amount, pace, pace_denied] {
@@ -122,20 +183,25 @@ impl Ask {
     }
 }
 
-fn read_request(hits: &[Terms], values: &mut impl Iterator<Item = Value>) -> Result<Result<Verdict, StoreError>, StoreError> {
+fn read_request(request: &Request, values: &mut impl Iterator<Item = Value>) -> Result<Result<Answer, StoreError>, StoreError> {
     let admitted = match values.next() {
         Some(Value::Int(admitted)) => admitted == 1,
         Some(Value::BulkString(why)) => return Ok(Err(StoreError::Reply(String::from_utf8_lossy(&why).into_owned()))),
         _ => return Err(malformed()),
     };
-    let tallies = hits.iter().map(|terms| match (values.next(), values.next(), values.next()) {
+    let tallies = request.hits.iter().map(|terms| match (values.next(), values.next(), values.next()) {
         (Some(Value::Int(over)), Some(Value::Int(used)), Some(Value::Int(wait))) => {
             // A wait of -1 says: never.
             Ok(terms.tally(over == 1, used.unsigned_abs(), u64::try_from(wait).ok()))
         }
         _ => Err(malformed()),
     });
-    Ok(Ok(Verdict { admitted, by_denial: false, tallies: tallies.collect::<Result<_, _>>()? }))
+    let verdict = Verdict { admitted, by_denial: false, tallies: tallies.collect::<Result<_, _>>()? };
+    let recorded_at = request.hits.iter().filter(|_| request.is_part).map(|_| match values.next() {
+        Some(Value::Int(at)) => Ok(at.unsigned_abs()),
+        _ => Err(malformed()),
+    });
+    Ok(Ok(Answer { verdict, recorded_at: recorded_at.collect::<Result<_, _>>()? }))
 }
 
 fn malformed() -> StoreError {

@@ -57,12 +57,12 @@ impl Breaker {
         }
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.series.breaker_openings.increment(1);
-        self.series.breaker_open.set(1.0);
+        self.series.breakers_open.increment(1.0);
         let mut logged = self.logged.lock();
         let due = logged.is_none_or(|last| last.elapsed() >= LOG_PAUSE);
         if due {
             *logged = Some(Instant::now());
-            warn!("Redis gives no answer: {why}; it is asked no more until it does (told once a minute)");
+            warn!(redis = %self.primary, "Redis gives no answer: {why}; it is asked no more until it does (told once a minute)");
         }
         tokio::spawn(Probe(Arc::clone(self)).run(due));
     }
@@ -74,12 +74,15 @@ impl Probe {
             if let Ok(Ok(_connection)) = timeout(CONNECT_MAX, self.0.primary.connect()).await {
                 break;
             }
+            if Arc::strong_count(&self.0) == 1 {
+                return; // Nobody asks this Redis any more: its slots have moved.
+            }
             sleep(PROBE_PAUSE).await;
         }
         // Whoever answers now may know less, or more, than what was denied by.
         self.0.denials.clear();
         if log {
-            info!("Redis answers again");
+            info!(redis = %self.0.primary, "Redis answers again");
         }
     }
 }
@@ -87,7 +90,7 @@ impl Probe {
 impl Drop for Probe {
     /// Also where its runtime has gone: then the next failures open the breaker anew.
     fn drop(&mut self) {
-        self.0.series.breaker_open.set(0.0);
+        self.0.series.breakers_open.decrement(1.0);
         self.0.open.store(false, Ordering::Release);
     }
 }

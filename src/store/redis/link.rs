@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+use smallvec::SmallVec;
 use tokio::time::timeout;
 
 use super::batch::Batch;
@@ -29,6 +30,19 @@ pub(super) struct Link {
     failures: u32,
 }
 
+/// One call of the script.
+pub(super) struct Call {
+    pub batch: Batch,
+    /// It follows an ASKING: to a node that takes over the slot.
+    pub asking: bool,
+}
+
+struct Sent {
+    pipeline: Pipeline,
+    /// Which of its commands are an ASKING; the others are calls.
+    asking: SmallVec<[bool; 1]>,
+}
+
 /// What a failed call says of the connection it went over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
@@ -46,7 +60,7 @@ pub(super) const FAILURES_MAX: u32 = 3;
 const IDLE_MAX: Duration = Duration::from_millis(500);
 
 /// Errors that say that this Redis can't serve now, wherever they stand in an answer: Redis 6 wraps those of a script.
-const LOST: [&str; 6] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "WRONGPASS", "CLUSTERDOWN"];
+const LOST: [&str; 5] = ["READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
 
 /// A script and its hash.
 struct Script {
@@ -111,21 +125,24 @@ impl Link {
         self.epoch = epoch;
     }
 
-    /// Has the script decide a batch. The script is sent whole only where Redis says that it doesn't know it: then it did
-    /// not run, so no hit is counted twice.
-    pub async fn call(&mut self, batch: &Batch, within: Duration) -> Result<Value, StoreError> {
+    /// Sends calls together, each to be carried out or refused by itself. The script is sent whole only where Redis says that
+    /// it doesn't know it: then it did not run, so no hit is counted twice.
+    pub async fn call(&mut self, calls: &[Call], within: Duration) -> Result<Vec<Result<Value, RedisError>>, StoreError> {
         self.used = Instant::now();
         let script = self.script();
-        let (by_hash, whole) = (self.command("EVALSHA", &script.hash, batch), || self.command("EVAL", &script.source, batch));
         let Some(mut connection) = self.connection.clone() else { return Err(StoreError::Connection("not connected".to_owned())) };
         let asking = async {
-            match by_hash.query_async(&mut connection).await {
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => whole().query_async(&mut connection).await,
-                answer => answer,
+            let mut replies = self.sent("EVALSHA", &script.hash, calls.iter()).carry(&mut connection).await?;
+            let unknown: Vec<usize> = (0..calls.len()).filter(|at| replies[*at].as_ref().is_err_and(is_unknown_script)).collect();
+            if !unknown.is_empty() {
+                let again = unknown.iter().map(|at| &calls[*at]);
+                let again = self.sent("EVAL", &script.source, again).carry(&mut connection).await?;
+                unknown.into_iter().zip(again).for_each(|(at, reply)| replies[at] = reply);
             }
+            Ok(replies)
         };
         match timeout(within, asking).await {
-            Ok(answer) => answer.map_err(StoreError::from),
+            Ok(replies) => replies.map_err(|error: RedisError| StoreError::from(&error)),
             Err(_) => Err(StoreError::Deadline(within)),
         }
     }
@@ -148,7 +165,21 @@ impl Link {
         (given_up, too_many)
     }
 
-    fn command(&self, name: &str, script: &str, batch: &Batch) -> Cmd {
+    /// Calls as they are sent.
+    fn sent<'c>(&self, name: &str, script: &str, calls: impl Iterator<Item = &'c Call>) -> Sent {
+        let mut sent = Sent { pipeline: Pipeline::new(), asking: SmallVec::new() };
+        for call in calls {
+            if call.asking {
+                sent.pipeline.cmd("ASKING");
+                sent.asking.push(true);
+            }
+            sent.pipeline.add_command(self.command(name, script, call));
+            sent.asking.push(false);
+        }
+        sent
+    }
+
+    fn command(&self, name: &str, script: &str, Call { batch, .. }: &Call) -> Cmd {
         let mut command = redis::cmd(name);
         command.arg(script).arg(batch.keys.len());
         for key in &batch.keys {
@@ -180,8 +211,26 @@ impl Script {
     }
 }
 
-impl From<RedisError> for StoreError {
-    fn from(error: RedisError) -> Self {
+impl Sent {
+    /// The reply to each call.
+    async fn carry(self, connection: &mut MultiplexedConnection) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
+        let replies = connection.send_packed_commands(&self.pipeline, 0, self.asking.len()).await?;
+        let replies = replies.into_iter().zip(self.asking).filter(|(_, asking)| !asking);
+        Ok(replies
+            .map(|(reply, _)| match reply {
+                Value::ServerError(error) => Err(error.into()),
+                reply => Ok(reply),
+            })
+            .collect())
+    }
+}
+
+fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+impl From<&RedisError> for StoreError {
+    fn from(error: &RedisError) -> Self {
         match error.kind() {
             ErrorKind::Server(_) | ErrorKind::Extension => Self::Reply(error.to_string()),
             _ => Self::Connection(error.to_string()),

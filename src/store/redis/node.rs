@@ -1,21 +1,23 @@
 //! One Redis as one runtime asks it: requests never queue for a connection. Those that arrive while a batch is under way
-//! form the next one (group commit), which goes out as one call. Connecting is nobody's request: those that wait for it
-//! give up at their deadlines, and it goes on. `batch.rs` writes and reads a call, `link.rs` carries it, `breaker.rs` says
-//! whether it is asked at all.
+//! form the next one (group commit), which goes out as one call; to a node of a Cluster as one call for each slot, together.
+//! Connecting is nobody's request: those that wait for it give up at their deadlines, and it goes on. `batch.rs` writes and
+//! reads a call, `link.rs` carries it, `breaker.rs` says whether it is asked at all.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bb8_redis::bb8::Pool;
+use hashbrown::HashMap;
 use parking_lot::Mutex;
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::batch::{self, Ask, Batch};
+use super::batch::{self, Answer, Ask, Batch};
 use super::breaker::{Breaker, CONNECT_MAX};
-use super::link::{Link, Links, Trouble};
-use crate::hit::Verdict;
+use super::link::{Call, Link, Links, Trouble};
 use crate::metrics::{RedisSeries, Stage};
 use crate::store::denial::Denials;
 use crate::store::{Clock, StoreError};
@@ -39,11 +41,53 @@ struct Queue {
     told: usize,
 }
 
-/// A request in the queue. Whoever asked may have gone away: then nobody listens to `reply`.
+/// A request, or the part of one that lies in one slot.
+#[derive(Clone)]
+pub(super) struct Errand {
+    pub asks: Arc<[Ask]>,
+    /// 0 where the node is alone.
+    pub slot: u16,
+    pub manner: Manner,
+}
+
+/// How a request goes to its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// In one call with the others in its slot.
+    Batched,
+    /// In a call of its own.
+    Alone,
+    /// The same, to a node that only takes over the slot, and has to be told so.
+    Asking,
+}
+
+/// Why a node gives no answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error(transparent)]
+    Failed(StoreError),
+    /// Another node serves the slot; the request was not decided. `host:port`.
+    #[error("MOVED to {0}, and again")]
+    Moved(Box<str>),
+    /// Another node takes the slot over, and has the key already, or is to make it; the request was not decided.
+    #[error("ASK at {0}, and again")]
+    Ask(Box<str>),
+    /// Of the call's keys some have gone to another node and some have not; nothing was decided.
+    #[error("TRYAGAIN: the request's counters are on their way to another node")]
+    TryAgain,
+}
+
+/// The answer to come to a request in the queue.
+pub(super) struct Pending(oneshot::Receiver<Outcome>);
+
+type Outcome = Result<Answer, Refusal>;
+
+/// A request in the queue.
 struct Waiting {
-    asks: Arc<[Ask]>,
+    errand: Errand,
     deadline: Instant,
-    reply: oneshot::Sender<Result<Verdict, StoreError>>,
+    /// None where nobody wants to know. Whoever asked may have gone away: then nobody listens.
+    reply: Option<oneshot::Sender<Outcome>>,
 }
 
 /// Connections for each runtime. One is enough: it carries whole batches, one after the other.
@@ -52,8 +96,11 @@ const CONNECTIONS: u32 = 1;
 /// Requests that may wait for the next batch. Beyond, the failure policy answers at once, and the breaker opens.
 const QUEUE_MAX: usize = 8_192;
 
-/// Hits that one call of the script decides, unless a single request has more. Bounds how long Redis is kept busy.
+/// Hits that one batch decides, unless a single request has more. Bounds how long Redis is kept busy.
 const BATCH_HITS_MAX: usize = 256;
+
+/// Calls of one batch, for as many slots. They cost Redis more than hits do.
+const BATCH_CALLS_MAX: usize = 64;
 
 impl Node {
     pub fn new(breaker: Arc<Breaker>, denials: Arc<Denials>, clock: Clock, timeout: Duration, series: RedisSeries) -> Self {
@@ -69,18 +116,26 @@ impl Node {
         Self { queue: Mutex::default(), links, breaker, denials, timeout, series }
     }
 
-    /// Has a request decided, until `deadline`, which is `within` from now. Once its batch is sent, its hits are counted
-    /// whether or not the caller still waits.
-    pub async fn ask(self: &Arc<Self>, asks: Arc<[Ask]>, deadline: Instant, within: Duration) -> Result<Verdict, StoreError> {
-        if self.breaker.is_open() {
-            return Err(StoreError::BreakerOpen);
+    /// Puts a request into the queue. Once its batch is sent, its hits are counted whether or not the caller still waits.
+    pub fn start(self: &Arc<Self>, errand: Errand, deadline: Instant) -> Result<Pending, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.enqueue(Waiting { errand, deadline, reply: Some(reply) }).map_err(Refusal::Failed)?;
+        Ok(Pending(answer))
+    }
+
+    /// Waits for the answer to what was started, until `deadline`, which is `within` from the start.
+    pub async fn finish(started: Result<Pending, Refusal>, deadline: Instant, within: Duration) -> Outcome {
+        match timeout_at(deadline, started?.0).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Refusal::Failed(StoreError::Connection("the batch was given up".to_owned()))),
+            Err(_) => Err(Refusal::Failed(StoreError::Deadline(within))),
         }
-        let reply = self.enqueue(asks, deadline)?;
-        match timeout_at(deadline, reply).await {
-            Ok(Ok(verdict)) => verdict,
-            Ok(Err(_)) => Err(StoreError::Connection("the batch was given up".to_owned())),
-            Err(_) => Err(StoreError::Deadline(within)),
-        }
+    }
+
+    /// Puts a request into the queue whose answer nobody wants to know.
+    pub fn leave(self: &Arc<Self>, errand: Errand) {
+        // Refused, it is lost: as if it had never been asked.
+        let _ = self.enqueue(Waiting { errand, deadline: Instant::now() + self.timeout, reply: None });
     }
 
     /// Waits until nothing is queued or under way, for as long as one batch may take.
@@ -94,15 +149,14 @@ impl Node {
         let _ = timeout(self.timeout * 2, empty).await;
     }
 
-    fn enqueue(
-        self: &Arc<Self>,
-        asks: Arc<[Ask]>,
-        deadline: Instant,
-    ) -> Result<oneshot::Receiver<Result<Verdict, StoreError>>, StoreError> {
-        if asks.len() > batch::HITS_MAX {
-            return Err(StoreError::Reply(format!("{} hits in one request; at most {} can be asked", asks.len(), batch::HITS_MAX)));
+    fn enqueue(self: &Arc<Self>, waiting: Waiting) -> Result<(), StoreError> {
+        if self.breaker.is_open() {
+            return Err(StoreError::BreakerOpen);
         }
-        let (reply, answer) = oneshot::channel();
+        let hits = waiting.errand.asks.len();
+        if hits > batch::HITS_MAX {
+            return Err(StoreError::Reply(format!("{hits} hits in one request; at most {} can be asked", batch::HITS_MAX)));
+        }
         let mut queue = self.queue.lock();
         if queue.connecting_since.is_some_and(|since| since.elapsed() >= self.timeout) {
             return Err(StoreError::Connection("connecting takes longer than a request may".to_owned()));
@@ -112,14 +166,14 @@ impl Node {
             self.breaker.open(&StoreError::QueueFull);
             return Err(StoreError::QueueFull);
         }
-        queue.waiting.push_back(Waiting { asks, deadline, reply });
+        queue.waiting.push_back(waiting);
         if !queue.taken_care_of {
             queue.taken_care_of = true;
             // A task of its own, so that a caller that goes away breaks no batch. What is ready to run now runs before it
             // and joins its batch.
             tokio::spawn(Caretaker { node: Arc::clone(self), finished: false }.run());
         }
-        Ok(answer)
+        Ok(())
     }
 }
 
@@ -150,29 +204,50 @@ impl Caretaker {
             }
         };
         // Not before: whoever has given up meanwhile has an answer by policy, and is not counted here as well.
-        let requests = self.next_batch(waited_for);
-        if requests.is_empty() {
+        let groups = self.next_batch(waited_for);
+        if groups.is_empty() {
             return;
         }
-        let batch = Batch::new(requests.iter().map(|waiting| &*waiting.asks));
-        self.node.series.batch_hits.record(batch.hits() as f64);
-        let verdicts = match link.call(&batch, self.node.timeout).await {
-            Ok(reply) => batch.read(reply),
-            Err(error) => Err(error),
+        let calls: SmallVec<[Call; 1]> = groups.iter().map(|requests| call(requests)).collect();
+        calls.iter().for_each(|call| self.node.series.batch_hits.record(call.batch.hits() as f64));
+        let replies = match link.call(&calls, self.node.timeout).await {
+            Ok(replies) => replies.into_iter().map(|reply| reply.map_err(|error| self.refusal(&error))).collect(),
+            Err(error) => vec![Err(Refusal::Failed(error)); calls.len()],
         };
-        let failure = match &verdicts {
-            Ok(verdicts) => {
-                verdicts.iter().find_map(|verdict| verdict.as_ref().err().and_then(|error| Some((error.clone(), Trouble::of(error)?))))
+        let mut failure = None;
+        for ((requests, call), reply) in groups.into_iter().zip(calls).zip(replies) {
+            let answers = reply.and_then(|reply| call.batch.read(reply).map_err(Refusal::Failed));
+            let outcomes: Vec<Outcome> = match answers {
+                Ok(answers) => answers.into_iter().map(|answer| answer.map_err(Refusal::Failed)).collect(),
+                Err(refusal) => requests.iter().map(|_| Err(refusal.clone())).collect(),
+            };
+            for (waiting, outcome) in requests.into_iter().zip(outcomes) {
+                if let Err(Refusal::Failed(error)) = &outcome
+                    && let Some(trouble) = Trouble::of(error)
+                {
+                    failure = Some((error.clone(), trouble));
+                }
+                self.answer(waiting, outcome);
             }
-            Err(error) => Trouble::of(error).map(|trouble| (error.clone(), trouble)),
-        };
-        match verdicts {
-            Ok(verdicts) => requests.into_iter().zip(verdicts).for_each(|(waiting, verdict)| self.answer(waiting, verdict)),
-            Err(error) => requests.into_iter().for_each(|waiting| self.answer(waiting, Err(error.clone()))),
         }
         match failure {
             Some((error, trouble)) => self.failed(link, &error, trouble),
             None => link.answered(),
+        }
+    }
+
+    /// Why a call was not carried out.
+    fn refusal(&self, error: &RedisError) -> Refusal {
+        let whole = |address: &str| match self.node.breaker.primary.address().and_then(|address| address.host()) {
+            // A node that doesn't know its own host leaves it out.
+            Some(host) if address.starts_with(':') => format!("{host}{address}").into(),
+            _ => address.into(),
+        };
+        match (error.kind(), error.redirect_node()) {
+            (ErrorKind::Server(ServerErrorKind::Moved), Some((address, _))) => Refusal::Moved(whole(address)),
+            (ErrorKind::Server(ServerErrorKind::Ask), Some((address, _))) => Refusal::Ask(whole(address)),
+            (ErrorKind::Server(ServerErrorKind::TryAgain), _) => Refusal::TryAgain,
+            _ => Refusal::Failed(StoreError::from(error)),
         }
     }
 
@@ -218,24 +293,36 @@ impl Caretaker {
         !self.finished
     }
 
-    /// The requests of the next batch, in the order of their arrival.
-    fn next_batch(&self, waited_for: Stage) -> Vec<Waiting> {
+    /// The requests of the next batch, by calls; those of one call in the order of their arrival.
+    fn next_batch(&self, waited_for: Stage) -> Vec<Vec<Waiting>> {
         let mut queue = self.node.queue.lock();
-        let (mut requests, mut hits) = (Vec::new(), 0);
+        let (mut groups, mut hits) = (Vec::<Vec<Waiting>>::new(), 0);
+        // The group of a slot. What goes alone is in none.
+        let mut by_slot = HashMap::<u16, usize>::new();
         while let Some(waiting) = queue.waiting.pop_front() {
-            if waiting.reply.is_closed() {
+            if waiting.is_given_up() {
                 self.missed(&waiting, waited_for);
                 continue;
             }
-            hits += waiting.asks.len();
-            if !requests.is_empty() && hits > BATCH_HITS_MAX {
+            hits += waiting.errand.asks.len();
+            let batched = waiting.errand.manner == Manner::Batched;
+            let group = if batched { by_slot.get(&waiting.errand.slot).copied() } else { None };
+            if !groups.is_empty() && (hits > BATCH_HITS_MAX || group.is_none() && groups.len() >= BATCH_CALLS_MAX) {
                 queue.waiting.push_front(waiting);
                 break;
             }
-            requests.push(waiting);
+            match group {
+                Some(group) => groups[group].push(waiting),
+                None => {
+                    if batched {
+                        by_slot.insert(waiting.errand.slot, groups.len());
+                    }
+                    groups.push(vec![waiting]);
+                }
+            }
         }
         self.tell_depth(&mut queue);
-        requests
+        groups
     }
 
     /// Answers all that wait with an error.
@@ -246,20 +333,22 @@ impl Caretaker {
         drop(queue);
         for waiting in waiting {
             self.missed(&waiting, Stage::Connect);
-            // Nobody listens where the deadline has passed or the caller has gone.
-            let _ = waiting.reply.send(Err(error.clone()));
+            waiting.tell(Err(Refusal::Failed(error.clone())));
         }
     }
 
-    fn answer(&self, waiting: Waiting, verdict: Result<Verdict, StoreError>) {
+    fn answer(&self, waiting: Waiting, outcome: Outcome) {
         self.missed(&waiting, Stage::Call);
-        // As above.
-        let _ = waiting.reply.send(verdict);
+        if waiting.reply.is_none() {
+            // What was taken back may admit again who was denied because of it.
+            waiting.errand.asks.iter().for_each(|ask| self.node.denials.forget(&ask.key));
+        }
+        waiting.tell(outcome);
     }
 
     /// Counts a request whose deadline has passed, by what it waited for.
     fn missed(&self, waiting: &Waiting, stage: Stage) {
-        if waiting.reply.is_closed() && waiting.deadline <= Instant::now() {
+        if waiting.is_given_up() && waiting.deadline <= Instant::now() {
             self.node.series.missed(stage);
         }
     }
@@ -269,6 +358,26 @@ impl Caretaker {
         self.node.series.queue_depth.increment(depth as f64 - queue.told as f64);
         queue.told = depth;
     }
+}
+
+impl Waiting {
+    /// Whoever asked does not wait any more.
+    fn is_given_up(&self) -> bool {
+        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    fn tell(self, outcome: Outcome) {
+        if let Some(reply) = self.reply {
+            // Nobody listens where the deadline has passed or the caller has gone.
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+/// The call that decides requests of one slot.
+fn call(requests: &[Waiting]) -> Call {
+    let batch = Batch::new(requests.iter().map(|waiting| &*waiting.errand.asks));
+    Call { batch, asking: requests.iter().any(|waiting| waiting.errand.manner == Manner::Asking) }
 }
 
 impl Drop for Caretaker {

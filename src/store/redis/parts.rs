@@ -1,0 +1,108 @@
+//! A request whose hits lie in several slots of a Cluster, or in two Redis: each part is decided by itself, all at once, and
+//! here they are put together. Where the whole is denied, what a part has recorded is taken back. Pure: it knows which hits
+//! lie together, not where.
+
+use smallvec::SmallVec;
+
+use super::batch::{Answer, Ask};
+use crate::hit::{Ballot, Hit, Tally, Verdict};
+use crate::limit::Algorithm;
+
+/// Hits of a request that lie in one slot, in order.
+pub(super) struct Part {
+    /// The place of their deployment among the store's.
+    pub site: usize,
+    pub slot: u16,
+    /// Their places among the request's hits.
+    pub hits: SmallVec<[usize; 4]>,
+}
+
+/// What the parts have said so far.
+pub(super) struct Told<'r, 'h> {
+    pub hits: &'r [Hit<'h>],
+    pub asks: &'r [Ask],
+    /// None for a hit whose part has not answered.
+    pub tallies: SmallVec<[Option<Tally>; 4]>,
+    /// Where a hit is recorded that was recorded only because its part admitted it.
+    recorded_at: SmallVec<[Option<u64>; 4]>,
+}
+
+/// Deals hits, each in its site and slot, to parts.
+pub(super) fn deal(places: impl Iterator<Item = (usize, u16)>) -> SmallVec<[Part; 2]> {
+    let mut parts = SmallVec::<[Part; 2]>::new();
+    for (hit, (site, slot)) in places.enumerate() {
+        match parts.iter_mut().find(|part| part.site == site && part.slot == slot) {
+            Some(part) => part.hits.push(hit),
+            None => parts.push(Part { site, slot, hits: [hit].into_iter().collect() }),
+        }
+    }
+    parts
+}
+
+impl<'r, 'h> Told<'r, 'h> {
+    pub fn nothing(hits: &'r [Hit<'h>], asks: &'r [Ask]) -> Self {
+        let (tallies, recorded_at) = hits.iter().map(|_| (None, None)).unzip();
+        Self { hits, asks, tallies, recorded_at }
+    }
+
+    /// Takes the answer to a part.
+    pub fn take(&mut self, part: &Part, answer: &Answer) {
+        for (hit, tally) in part.hits.iter().zip(&answer.verdict.tallies) {
+            self.tallies[*hit] = Some(*tally);
+        }
+        let descriptor = |hit: &usize| self.hits[*hit].descriptor;
+        let mut recorded_at = answer.recorded_at.iter();
+        for mine in part.hits.chunk_by(|one, other| descriptor(one) == descriptor(other)) {
+            let over = mine.iter().any(|hit| self.tallies[*hit].is_some_and(|tally| tally.over));
+            for (hit, at) in mine.iter().zip(&mut recorded_at) {
+                let Hit { cost, count_denied, .. } = &self.hits[*hit];
+                let for_its_part = answer.verdict.admitted && !over && !count_denied && !cost.is_refund() && cost.amount() > 0;
+                self.recorded_at[*hit] = for_its_part.then_some(*at);
+            }
+        }
+    }
+
+    /// The verdict on the request, if all parts have answered.
+    pub fn verdict(&self) -> Option<Verdict> {
+        let tallies = self.tallies.iter().copied().collect::<Option<_>>()?;
+        let mut verdict = Verdict { admitted: true, by_denial: false, tallies };
+        let mut ballot = Ballot::default();
+        self.by_descriptor(&verdict).for_each(|(mine, over)| ballot.cast(self.hits[mine.start].kind, over));
+        verdict.admitted = ballot.admits();
+        Some(verdict)
+    }
+
+    /// The hits that must not stay recorded under this verdict, and where each is recorded; the verdict's tallies are then as
+    /// without them.
+    pub fn settle(&self, verdict: &mut Verdict) -> Vec<(usize, u64)> {
+        let mut back = Vec::new();
+        for (mine, over) in self.by_descriptor(verdict) {
+            if over || !verdict.admitted {
+                back.extend(mine.filter_map(|hit| Some((hit, self.recorded_at[hit]?))));
+            }
+        }
+        for (hit, _) in &back {
+            let taken = &self.asks[*hit];
+            for ((ask, hit), tally) in self.asks.iter().zip(self.hits).zip(&mut verdict.tallies) {
+                if ask.key == taken.key {
+                    let used = tally.used.saturating_sub(taken.terms.amount);
+                    let is_empty = used == 0 && hit.counter.algorithm != Algorithm::FixedWindow;
+                    let reset = (!tally.over && is_empty).then_some(0);
+                    let wait = reset.or_else(|| u64::try_from(tally.reset.as_micros()).ok());
+                    *tally = ask.terms.tally(tally.over, used, wait);
+                }
+            }
+        }
+        back
+    }
+
+    /// The places of each descriptor's hits, and whether any of them is over.
+    fn by_descriptor<'v>(&self, verdict: &'v Verdict) -> impl Iterator<Item = (std::ops::Range<usize>, bool)> + use<'r, 'h, 'v> {
+        let (hits, mut from) = (self.hits, 0);
+        hits.chunk_by(|one, other| one.descriptor == other.descriptor).map(move |mine| {
+            let places = from..from + mine.len();
+            from = places.end;
+            (places.clone(), verdict.tallies[places].iter().any(|tally| tally.over))
+        })
+    }
+}

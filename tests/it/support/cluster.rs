@@ -1,0 +1,164 @@
+//! A Redis Cluster of six nodes: three primaries with a third of the slots each, and a replica for each of them. Real
+//! processes on free loopback ports.
+
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use redis::{FromRedisValue, Value};
+
+use super::redis::RedisServer;
+
+/// Killed when dropped.
+pub struct Cluster {
+    /// The primaries at the start, then their replicas in the same order.
+    pub nodes: Vec<RedisServer>,
+}
+
+const PRIMARIES: usize = 3;
+const SLOTS: usize = 16_384;
+
+/// Whatever is waited for, it comes within this or the test fails.
+const DEADLINE: Duration = Duration::from_secs(40);
+
+impl Cluster {
+    /// Starts the nodes with these options of redis-server besides, and waits until all of them agree.
+    pub fn start_with(options: &[&str]) -> Self {
+        let node = |_| {
+            // The bus's own default, the port + 10,000, is often above all ports.
+            let bus = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+            let clustered = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-port", &bus];
+            RedisServer::start_with(&[&clustered, options].concat())
+        };
+        let cluster = Self { nodes: (0..2 * PRIMARIES).map(node).collect() };
+        for (number, node) in cluster.nodes.iter().enumerate() {
+            node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
+            if number < PRIMARIES {
+                let (first, end) = (SLOTS * number / PRIMARIES, SLOTS * (number + 1) / PRIMARIES);
+                node.command(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &(end - 1).to_string()]);
+            }
+            let first = &cluster.nodes[0];
+            if number > 0 {
+                let bus = ask::<Vec<Value>>(first, &["CONFIG", "GET", "cluster-port"]);
+                let bus: String = redis::from_redis_value(bus[1].clone()).unwrap();
+                node.command(&["CLUSTER", "MEET", "127.0.0.1", &first.port().to_string(), &bus]);
+            }
+        }
+        cluster.wait("the nodes don't meet", |node| cluster_info(node, "cluster_known_nodes:6"));
+        for number in 0..PRIMARIES {
+            let primary: String = ask(&cluster.nodes[number], &["CLUSTER", "MYID"]);
+            cluster.nodes[PRIMARIES + number].command(&["CLUSTER", "REPLICATE", &primary]);
+        }
+        cluster.wait("the nodes don't agree", |node| {
+            let replicas = ask::<String>(node, &["CLUSTER", "NODES"]).lines().filter(|line| line.contains("slave")).count();
+            cluster_info(node, "cluster_state:ok") && replicas == PRIMARIES
+        });
+        cluster.wait_for_replicas();
+        cluster
+    }
+
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// What REDIS_URL is to be: two of the nodes.
+    pub fn url(&self) -> String {
+        format!("{},{}", self.nodes[0].url(), self.nodes[4].url())
+    }
+
+    pub fn primaries(&self) -> &[RedisServer] {
+        &self.nodes[..PRIMARIES]
+    }
+
+    /// The primary, of those at the start, that serves a slot.
+    pub fn primary_of(slot: u16) -> usize {
+        (0..PRIMARIES).rfind(|number| usize::from(slot) >= SLOTS * number / PRIMARIES).unwrap()
+    }
+
+    /// Waits until each replica has what its primary has.
+    pub fn wait_for_replicas(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        for primary in self.primaries() {
+            // An offset is awaited that is there already, so that it says something where nothing was written either.
+            while !ask::<String>(primary, &["INFO", "replication"]).contains("state=online") || primary.command(&["WAIT", "1", "1000"]) != Value::Int(1) {
+                assert!(Instant::now() < deadline, "a replica does not follow");
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// Moves a slot with all its keys from one node to another, as a reshard does, one key at a time.
+    pub fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        self.begin_to_move(slot, from, to);
+        self.finish_move(slot, from, to);
+    }
+
+    /// The first half of a move: both nodes know of it, no key has gone yet.
+    pub fn begin_to_move(&self, slot: u16, from: usize, to: usize) {
+        let (slot, [from, to]) = (slot.to_string(), [from, to].map(|number| &self.nodes[number]));
+        let [from_id, to_id] = [from, to].map(|node| ask::<String>(node, &["CLUSTER", "MYID"]));
+        to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
+        from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
+    }
+
+    /// The second half: the keys go, and the slot is the other node's.
+    pub fn finish_move(&self, slot: u16, from: usize, to: usize) {
+        let (slot, [from, to]) = (slot.to_string(), [from, to].map(|number| &self.nodes[number]));
+        let to_id = ask::<String>(to, &["CLUSTER", "MYID"]);
+        loop {
+            let keys: Vec<String> = ask(from, &["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
+            if keys.is_empty() {
+                break;
+            }
+            for key in keys {
+                from.command(&["MIGRATE", "127.0.0.1", &to.port().to_string(), &key, "0", "5000"]);
+            }
+        }
+        for node in [to, from] {
+            node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+        }
+    }
+
+    /// The slot of a key, as Redis says.
+    pub fn slot(&self, key: &str) -> u16 {
+        ask(&self.nodes[1], &["CLUSTER", "KEYSLOT", key])
+    }
+
+    /// Waits until the other nodes say that the node's replica is a primary in its place.
+    pub fn wait_for_failover(&self, dead: usize) {
+        let replica = &self.nodes[PRIMARIES + dead];
+        let deadline = Instant::now() + DEADLINE;
+        let others: Vec<_> = (0..2 * PRIMARIES).filter(|number| *number != dead).map(|number| &self.nodes[number]).collect();
+        let promoted = |node: &&RedisServer| ports(node).contains(&replica.port());
+        while !others.iter().all(promoted) {
+            assert!(Instant::now() < deadline, "nobody is promoted");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn wait(&self, problem: &str, mut agrees: impl FnMut(&RedisServer) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.nodes.iter().all(&mut agrees) {
+            assert!(Instant::now() < deadline, "{problem}: {}", ask::<String>(&self.nodes[0], &["CLUSTER", "NODES"]));
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// The ports of the primaries that a node knows.
+fn ports(node: &RedisServer) -> Vec<u16> {
+    let ranges: Vec<Vec<Value>> = ask(node, &["CLUSTER", "SLOTS"]);
+    let port = |range: &Vec<Value>| {
+        let primary: Vec<Value> = redis::from_redis_value(range[2].clone()).unwrap();
+        redis::from_redis_value(primary[1].clone()).unwrap()
+    };
+    ranges.iter().map(port).collect()
+}
+
+fn cluster_info(node: &RedisServer, says: &str) -> bool {
+    ask::<String>(node, &["CLUSTER", "INFO"]).lines().any(|line| line == says)
+}
+
+fn ask<T: FromRedisValue>(node: &RedisServer, words: &[&str]) -> T {
+    redis::from_redis_value(node.command(words)).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+}
