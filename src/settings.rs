@@ -529,7 +529,8 @@ mod tests {
         assert_eq!(redis(&["--redis-type", "CLUSTER"]).unwrap().site.deployment, RedisDeployment::Cluster);
         assert!(options.site.tls.is_none() && redis(&["--redis-tls"]).unwrap().site.tls.is_some());
         assert!(redis(&["--redis-persecond-url", "s:1"]).unwrap().per_second.is_none(), "it was not asked for");
-        let other = ["--redis-persecond", "--redis-persecond-url", "s:1", "--redis-persecond-auth", "q", "--redis-persecond-type", "cluster"];
+        let other =
+            ["--redis-persecond", "--redis-persecond-url", "s:1", "--redis-persecond-auth", "q", "--redis-persecond-type", "cluster"];
         let other = redis(&other).unwrap().per_second.unwrap();
         assert_eq!((other.url.as_str(), other.auth.as_deref(), other.deployment), ("s:1", Some("q"), RedisDeployment::Cluster));
         for (wrong, says) in [

@@ -172,7 +172,8 @@ mod tests {
             let fallback = Fallback { share: 0.5, ..fallback() };
             let mut hits = hits(&[(Kind::Enforce, Local, "a")]);
             (hits[0].limit, hits[0].counter.algorithm) = (Limit::from(limit), algorithm);
-            let passes = (0..20).filter(|_| fallback.decide(&hits, &[None], StoreError::QueueFull).is_ok_and(|verdict| verdict.admitted)).count();
+            let passes =
+                (0..20).filter(|_| fallback.decide(&hits, &[None], StoreError::QueueFull).is_ok_and(|verdict| verdict.admitted)).count();
             assert_eq!(passes, admitted, "{algorithm:?} {limit}");
         }
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{SettingsError, boolean, path, positive_duration};
-use crate::store::{Clock, RedisOptions};
 use crate::store::redis::{DENIALS_DEFAULT, RedisDeployment, RedisSite, RedisTls};
+use crate::store::{Clock, RedisOptions};
 
 /// Where Redis is and how it is entered.
 #[derive(Args, Clone)]

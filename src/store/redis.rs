@@ -36,9 +36,7 @@ use site::{Making, SharedSite, Site};
 #[derive(Clone)]
 pub struct Redis {
     shared: Arc<Shared>,
-    /// The one for all windows, and where there is another for the short ones, that.
-    sites: Arc<[Site]>,
-    series: RedisSeries,
+    own: Arc<Own>,
 }
 
 /// Where Redis is, how it is entered, and how long it may take.
@@ -116,6 +114,13 @@ struct Shared {
     clock: Clock,
 }
 
+/// What each runtime has for itself.
+struct Own {
+    /// The Redis for all windows, and where there is another for the short ones, that.
+    sites: Vec<Site>,
+    series: RedisSeries,
+}
+
 /// Of a request with more hits no denial is remembered: each is compared with those before it.
 const REMEMBERED_HITS_MAX: usize = 64;
 
@@ -158,7 +163,7 @@ impl Redis {
         let (denials, clock) = (Arc::clone(&shared.denials), shared.clock.clone());
         let making = Making { denials, clock, timeout: shared.timeout, series: series.clone() };
         let sites = shared.sites.iter().map(|site| site.site(&making)).collect();
-        Self { shared, sites, series }
+        Self { shared, own: Arc::new(Own { sites, series }) }
     }
 
     /// Decides a request's hits as a whole, within the store's timeout or `within`, whichever is less. Where denials that
@@ -179,15 +184,15 @@ impl Redis {
         let asks = batch::asks(hits, &self.shared.key_prefix);
         let asked = self.shared.denials.asked(self.shared.clock.now());
         if let Some(denied) = self.denied(hits, &asks, asked) {
-            self.series.denial_answers.increment(1);
+            self.own.series.denial_answers.increment(1);
             return Ok(denied);
         }
-        self.series.store.calls.increment(1);
+        self.own.series.store.calls.increment(1);
         let mut answers = Told::nothing(hits, &asks);
         let verdict = match self.place_of_all(hits, &asks) {
             Some((site, slot)) => {
                 let errand = Errand { asks: Arc::clone(&asks), slot, manner: Manner::Batched };
-                self.sites[site].ask(errand, deadline, within).await.map(|answer| answer.verdict)
+                self.own.sites[site].ask(errand, deadline, within).await.map(|answer| answer.verdict)
             }
             None => self.ask_in_parts(&mut answers, deadline, within).await,
         };
@@ -196,7 +201,7 @@ impl Redis {
             Err(_) => self.note(hits, &asks, asked, answers.tallies.iter().map(Option::as_ref)),
         }
         verdict.or_else(|error| {
-            self.series.store.failed(StoreFailure::from(&error));
+            self.own.series.store.failed(StoreFailure::from(&error));
             let mut verdict = stand_in(&answers.tallies, error)?;
             self.take_back(&answers, &mut verdict);
             Ok(verdict)
@@ -205,7 +210,7 @@ impl Redis {
 
     /// Waits until nothing is queued or under way, for as long as one batch may take.
     pub async fn drain(&self) {
-        for site in self.sites.iter() {
+        for site in self.own.sites.iter() {
             site.drain().await;
         }
     }
@@ -249,13 +254,13 @@ impl Redis {
 
     /// The site and the slot of a hit.
     fn place(&self, hit: &Hit<'_>, ask: &Ask) -> (usize, u16) {
-        let site = usize::from(self.sites.len() > 1 && hit.counter.window <= Window::SECOND);
-        (site, self.sites[site].slot(&ask.key))
+        let site = usize::from(self.own.sites.len() > 1 && hit.counter.window <= Window::SECOND);
+        (site, self.own.sites[site].slot(&ask.key))
     }
 
     /// Asks for all parts of a request at once.
     async fn ask_in_parts(&self, answers: &mut Told<'_, '_>, deadline: Instant, within: Duration) -> Result<Verdict, StoreError> {
-        for site in self.sites.iter() {
+        for site in self.own.sites.iter() {
             site.known(deadline, within).await?;
         }
         let parts = parts::deal(answers.hits.iter().zip(answers.asks).map(|(hit, ask)| self.place(hit, ask)));
@@ -264,13 +269,13 @@ impl Redis {
             .map(|part| {
                 let asks = batch::part(part.hits.iter().map(|hit| (answers.hits[*hit].descriptor, &answers.asks[*hit])));
                 let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
-                let started = self.sites[part.site].start(&errand, deadline);
+                let started = self.own.sites[part.site].start(&errand, deadline);
                 (errand, started)
             })
             .collect();
         let mut failure = None;
         for (part, (errand, started)) in parts.iter().zip(started) {
-            match self.sites[part.site].finish(errand, started, deadline, within).await {
+            match self.own.sites[part.site].finish(errand, started, deadline, within).await {
                 Ok(answer) => answers.take(part, &answer),
                 Err(error) => failure = Some(error),
             }
@@ -287,10 +292,10 @@ impl Redis {
     /// Takes back what must not stay recorded under this verdict.
     fn take_back(&self, answers: &Told<'_, '_>, verdict: &mut Verdict) {
         let back = answers.settle(verdict);
-        self.series.taken_back.increment(back.len() as u64);
+        self.own.series.taken_back.increment(back.len() as u64);
         for part in parts::deal(back.iter().map(|(hit, _)| self.place(&answers.hits[*hit], &answers.asks[*hit]))) {
             let asks = batch::take_back(part.hits.iter().map(|place| (&answers.asks[back[*place].0], back[*place].1)));
-            self.sites[part.site].leave(Errand { asks, slot: part.slot, manner: Manner::Batched });
+            self.own.sites[part.site].leave(Errand { asks, slot: part.slot, manner: Manner::Batched });
         }
     }
 

@@ -2,6 +2,7 @@
 //! answers are right for what Redis holds or are counted as given by policy, and Redis is used again soon after it is back.
 
 mod clocks;
+mod clusters;
 mod outages;
 mod paths;
 

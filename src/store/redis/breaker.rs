@@ -20,6 +20,8 @@ pub(super) struct Breaker {
     open: AtomicBool,
     /// How often it has opened. A connection from before is not trusted.
     epoch: AtomicU64,
+    /// This Redis serves nothing any more: another one does.
+    retired: AtomicBool,
     /// When an opening was last written to the log.
     logged: Mutex<Option<Instant>>,
     series: RedisSeries,
@@ -39,7 +41,8 @@ const LOG_PAUSE: Duration = Duration::from_secs(60);
 
 impl Breaker {
     pub fn new(primary: Primary, denials: Arc<Denials>, series: RedisSeries) -> Self {
-        Self { primary, denials, open: AtomicBool::new(false), epoch: AtomicU64::new(0), logged: Mutex::default(), series }
+        let (open, epoch, retired, logged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false), Mutex::default());
+        Self { primary, denials, open, epoch, retired, logged, series }
     }
 
     pub fn is_open(&self) -> bool {
@@ -48,6 +51,11 @@ impl Breaker {
 
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Ends its probe: nobody waits for this Redis.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
     }
 
     /// Opens it, if it is closed, and sets a probe to work on the current runtime.
@@ -74,8 +82,8 @@ impl Probe {
             if let Ok(Ok(_connection)) = timeout(CONNECT_MAX, self.0.primary.connect()).await {
                 break;
             }
-            if Arc::strong_count(&self.0) == 1 {
-                return; // Nobody asks this Redis any more: its slots have moved.
+            if self.0.retired.load(Ordering::Acquire) || Arc::strong_count(&self.0) == 1 {
+                return; // Nobody will ask this Redis.
             }
             sleep(PROBE_PAUSE).await;
         }

@@ -28,7 +28,7 @@ pub(super) enum SharedSite {
 /// A deployment, for one runtime.
 pub(super) enum Site {
     One(Arc<Node>),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 pub(super) struct Cluster {
@@ -74,11 +74,11 @@ impl SharedSite {
     pub fn site(&self, making: &Making) -> Site {
         match self {
             Self::One(breaker) => Site::One(making.node(Arc::clone(breaker))),
-            Self::Cluster(topology) => Site::Cluster(Cluster {
+            Self::Cluster(topology) => Site::Cluster(Box::new(Cluster {
                 topology: Arc::clone(topology),
                 nodes: Mutex::new(Nodes { map: Arc::new(SlotMap::empty()), in_order: Vec::new(), by_address: HashMap::new() }),
                 making: making.clone(),
-            }),
+            })),
         }
     }
 }

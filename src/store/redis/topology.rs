@@ -153,7 +153,9 @@ impl Topology {
     }
 
     fn install(&self, map: SlotMap) {
-        self.breakers.lock().retain(|primary, _| map.primaries.contains(primary));
+        let mut breakers = self.breakers.lock();
+        breakers.extract_if(|primary, _| !map.primaries.contains(primary)).for_each(|(_, breaker)| breaker.retire());
+        drop(breakers);
         let before = self.map.load();
         if map.agrees_with(&before) {
             return;

@@ -80,20 +80,16 @@ impl Cluster {
         let deadline = Instant::now() + DEADLINE;
         for primary in self.primaries() {
             // An offset is awaited that is there already, so that it says something where nothing was written either.
-            while !ask::<String>(primary, &["INFO", "replication"]).contains("state=online") || primary.command(&["WAIT", "1", "1000"]) != Value::Int(1) {
+            while !ask::<String>(primary, &["INFO", "replication"]).contains("state=online")
+                || primary.command(&["WAIT", "1", "1000"]) != Value::Int(1)
+            {
                 assert!(Instant::now() < deadline, "a replica does not follow");
                 thread::sleep(Duration::from_millis(50));
             }
         }
     }
 
-    /// Moves a slot with all its keys from one node to another, as a reshard does, one key at a time.
-    pub fn move_slot(&self, slot: u16, from: usize, to: usize) {
-        self.begin_to_move(slot, from, to);
-        self.finish_move(slot, from, to);
-    }
-
-    /// The first half of a move: both nodes know of it, no key has gone yet.
+    /// The first half of a slot's move, as a reshard does it: both nodes know of it, no key has gone yet.
     pub fn begin_to_move(&self, slot: u16, from: usize, to: usize) {
         let (slot, [from, to]) = (slot.to_string(), [from, to].map(|number| &self.nodes[number]));
         let [from_id, to_id] = [from, to].map(|node| ask::<String>(node, &["CLUSTER", "MYID"]));
