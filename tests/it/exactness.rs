@@ -11,6 +11,7 @@ mod denials;
 mod histories;
 mod layout;
 mod redis_only;
+mod take_backs;
 mod windows;
 
 use std::future::{Future, poll_fn};

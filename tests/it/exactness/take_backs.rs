@@ -1,0 +1,172 @@
+//! Hits that are taken back after others were recorded on top of them: a request's other part answers late, because its Redis
+//! is paused, and denies.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::histories::check;
+use super::*;
+use crate::model::Model;
+
+/// A Redis for all windows, and one for the short ones that can be paused.
+struct TwoRedis {
+    all: RedisServer,
+    short: RedisServer,
+    runtime: Runtime,
+}
+
+/// What happens to a counter.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Take(u64),
+    Step(u64),
+}
+
+/// What denies a request, when it is asked.
+const DENYING: Rule = Rule { action: "denying", limit: 0, window: SECOND, algorithm: Algorithm::FixedWindow };
+
+impl TwoRedis {
+    fn start() -> Self {
+        Self { all: RedisServer::start_without_expiry(), short: RedisServer::start_without_expiry(), runtime: runtime() }
+    }
+
+    fn empty(&self) {
+        self.all.command(&["FLUSHALL"]);
+        self.short.command(&["FLUSHALL"]);
+    }
+
+    /// Hits are recorded, then the meanwhile goes by, and only then their request is denied elsewhere.
+    fn take_back_after(&self, store: &Store, hit: Hit<'static>, meanwhile: impl AsyncFnOnce()) {
+        self.short.command(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+        let hits = [Hit { descriptor: 0, ..hit }, Hit { descriptor: 1, ..DENYING.hit() }];
+        let verdict = self.runtime.block_on(async {
+            let mut asked = Box::pin(store.decide(&hits, None));
+            assert!(poll_fn(|context| Poll::Ready(asked.as_mut().poll(context).is_pending())).await);
+            // A peek goes behind them on their way.
+            store.decide(&[Hit { cost: Cost::take(0), ..hits[0].clone() }], None).await.unwrap();
+            meanwhile().await;
+            self.short.command(&["CLIENT", "UNPAUSE"]);
+            let verdict = asked.await.unwrap();
+            store.drain().await;
+            verdict
+        });
+        assert!(!verdict.admitted && !verdict.tallies[0].over && verdict.tallies[1].over, "{verdict:?}");
+    }
+}
+
+fn events(count: usize, step: u64) -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        3 => (1..=3_u64).prop_map(Event::Take),
+        2 => (0..=step).prop_map(Event::Step),
+        1 => prop::sample::select(vec![0, 1, 2]).prop_map(Event::Step),
+    ];
+    prop::collection::vec(event, 0..=count)
+}
+
+#[test]
+fn a_log_and_a_fixed_window_are_as_if_hits_taken_back_had_never_been() {
+    let redis = TwoRedis::start();
+    let entries = |count| Algorithm::SlidingWindowLog { log_entries: LogEntries::new(count).unwrap() };
+    for (number, algorithm) in [entries(128), entries(5), Algorithm::FixedWindow].into_iter().enumerate() {
+        // More than is ever taken: what happens meanwhile does not hang on what is to be taken back.
+        let rule = Rule { action: "a", limit: 120, window: 10 * SECOND, algorithm };
+        let histories = (events(8, 4 * SECOND), 1..=10_u64, events(8, 4 * SECOND), events(16, 4 * SECOND));
+        check(20_261_125 + number as u64, 120, histories, |(before, hits, meanwhile, after)| {
+            redis.empty();
+            let (clock, mut model) = (SteppedClock::starting_at(START), Model::default());
+            let store = per_second_store(&redis.all, &redis.short, &clock);
+            let mut play = async |events: &[Event], compared: bool| {
+                for event in events {
+                    let hit = match event {
+                        Event::Step(micros) => {
+                            clock.step(*micros);
+                            rule.hits(0)
+                        }
+                        Event::Take(hits) => rule.hits(*hits),
+                    };
+                    let hits = [hit];
+                    let got = store.decide(&hits, None).await.unwrap();
+                    let expected = model.decide(clock.now(), &hits);
+                    assert!(expected.admitted && got.admitted);
+                    if compared && got != expected {
+                        return Err(TestCaseError::fail(format!("{event:?} at {}: expected {expected:?}\ngot {got:?}", clock.now())));
+                    }
+                }
+                Ok(())
+            };
+            redis.runtime.block_on(play(&before, true))?;
+            let mut played = Ok(());
+            redis.take_back_after(&store, rule.hits(hits), async || played = play(&meanwhile, false).await);
+            played?;
+            redis.runtime.block_on(play(&[Event::Step(0)], true))?;
+            redis.runtime.block_on(play(&after, true))
+        });
+    }
+}
+
+#[test]
+fn of_a_bucket_what_may_have_drained_meanwhile_is_not_taken_back() {
+    let redis = TwoRedis::start();
+    let rule = Rule { action: "a", limit: 10, window: 10 * SECOND, algorithm: BUCKET };
+    // What it held before, what is to be taken back, the wait, and what is left: with the hits alone in it they drain, so what
+    // has drained counts as theirs.
+    for (before, hits, wait, left) in
+        [(0, 4, 1_500_000, 0), (0, 4, 5 * SECOND, 0), (5, 4, 2 * SECOND, 5), (5, 4, 0, 5), (6, 1, 2 * SECOND, 5)]
+    {
+        redis.empty();
+        let clock = SteppedClock::starting_at(START);
+        let store = per_second_store(&redis.all, &redis.short, &clock);
+        if before > 0 {
+            redis.runtime.block_on(store.decide(&[rule.hits(before)], None)).unwrap();
+        }
+        redis.take_back_after(&store, rule.hits(hits), async || clock.step(wait));
+        let used = redis.runtime.block_on(store.decide(&[rule.hits(0)], None)).unwrap().tallies[0].used;
+        assert_eq!(used, left, "{before}, {hits} after {wait}");
+    }
+}
+
+#[test]
+fn a_denied_request_is_told_what_is_left_without_it() {
+    let redis = TwoRedis::start();
+    let clock = SteppedClock::starting_at(START);
+    let store = per_second_store(&redis.all, &redis.short, &clock);
+    for algorithm in Algorithm::ALL {
+        let rule = Rule { action: "a", limit: 10, window: MINUTE, algorithm };
+        let hits = [Hit { descriptor: 0, ..rule.hits(3) }, Hit { descriptor: 1, ..rule.hit() }, Hit { descriptor: 2, ..DENYING.hit() }];
+        let told = redis.runtime.block_on(store.decide(&hits, None)).unwrap();
+        redis.runtime.block_on(store.drain());
+        let peeked = redis.runtime.block_on(store.decide(&[rule.hits(0)], None)).unwrap();
+        assert_eq!(told.tallies[0], peeked.tallies[0], "{algorithm:?}");
+        assert_eq!(told.tallies[1], peeked.tallies[0], "{algorithm:?}");
+        assert_eq!((peeked.tallies[0].used, peeked.tallies[0].remaining), (0, 10));
+    }
+}
+
+#[test]
+fn a_descriptor_over_in_one_redis_is_recorded_in_none() {
+    let redis = TwoRedis::start();
+    let clock = SteppedClock::starting_at(START);
+    let store = per_second_store(&redis.all, &redis.short, &clock);
+    let rule = Rule { action: "a", limit: 10, window: MINUTE, algorithm: Algorithm::default() };
+    let ask = |hits: &[Hit<'_>]| {
+        let verdict = redis.runtime.block_on(store.decide(hits, None)).unwrap();
+        redis.runtime.block_on(store.drain());
+        verdict
+    };
+    // In shadow it denies nothing; the other descriptor is recorded.
+    let shadow = |hit: Hit<'static>| Hit { kind: Kind::Shadow, ..hit };
+    assert!(ask(&[shadow(rule.hit()), shadow(DENYING.hit()), Hit { descriptor: 1, ..rule.hits(2) }]).admitted);
+    assert_eq!(ask(&[rule.hits(0)]).tallies[0].used, 2);
+    // Of quotas one that fits is enough, wherever it lies; where none fits, nothing is recorded.
+    let quota = |descriptor, hit: Hit<'static>| Hit { descriptor, kind: Kind::Quota, ..hit };
+    assert!(ask(&[quota(0, rule.hit()), quota(1, DENYING.hit())]).admitted);
+    assert_eq!(ask(&[rule.hits(0)]).tallies[0].used, 3);
+    assert!(!ask(&[quota(0, rule.hits(9)), quota(1, DENYING.hit())]).admitted);
+    assert!(!ask(&[quota(0, rule.hit()), Hit { descriptor: 1, ..DENYING.hit() }]).admitted);
+    // Counted although denied, it stays.
+    assert!(!ask(&[rule.charge(4), Hit { descriptor: 1, ..DENYING.hit() }]).admitted);
+    assert_eq!(ask(&[rule.hits(0)]).tallies[0].used, 7);
+    // A refund stays as well.
+    assert!(!ask(&[rule.refund(2), Hit { descriptor: 1, ..DENYING.hit() }]).admitted);
+    assert_eq!(ask(&[rule.hits(0)]).tallies[0].used, 5);
+}
