@@ -5,6 +5,7 @@ mod clocks;
 mod clusters;
 mod outages;
 mod paths;
+mod two_redis;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +39,12 @@ const BACK_MAX: Duration = Duration::from_secs(4);
 
 /// A server with these settings of its own.
 fn start(args: &[&str]) -> Ratelimitd {
-    Ratelimitd::start(&[&["--config", &rules_file(RULES), "--redis-timeout", DEADLINE], args].concat())
+    start_by(RULES, args)
+}
+
+/// The same by other rules.
+fn start_by(rules: &str, args: &[&str]) -> Ratelimitd {
+    Ratelimitd::start(&[&["--config", &rules_file(rules), "--redis-timeout", DEADLINE], args].concat())
 }
 
 /// Asks without end, some 200 times a second, for clients of its own.

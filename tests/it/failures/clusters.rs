@@ -20,7 +20,7 @@ fn clients_on_each_primary(cluster: &Cluster, count: usize) -> Vec<Vec<String>> 
     let mut on = vec![Vec::new(); cluster.primaries().len()];
     for number in 0.. {
         let client = format!("client-{number}");
-        let primary = Cluster::primary_of(slot_of(cluster, &client));
+        let primary = cluster.primary_of(slot_of(cluster, &client));
         if on[primary].len() < count {
             on[primary].push(client);
         }
@@ -95,7 +95,7 @@ fn slots_that_move_under_load_lose_no_hit_and_admit_none_too_many() {
     let traffic = [Traffic::on(&servers[0]), Traffic::on(&servers[1])];
     for client in &clients {
         let slot = slot_of(&cluster, client);
-        let from = Cluster::primary_of(slot);
+        let from = cluster.primary_of(slot);
         cluster.begin_to_move(slot, from, (from + 1) % 3);
         // What is there is still where it was; what is not is made at the new place; and what comes of both at once is told apart.
         let asking: Vec<_> = (0..4)

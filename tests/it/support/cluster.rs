@@ -1,5 +1,5 @@
-//! A Redis Cluster of six nodes: three primaries with a third of the slots each, and a replica for each of them. Real
-//! processes on free loopback ports.
+//! A Redis Cluster, of six nodes in tests: three primaries with a third of the slots each, and a replica for each of them.
+//! Real processes on free loopback ports.
 
 use std::net::TcpListener;
 use std::thread;
@@ -13,8 +13,10 @@ use super::redis::RedisServer;
 pub struct Cluster {
     /// The primaries at the start, then their replicas in the same order.
     pub nodes: Vec<RedisServer>,
+    primaries: usize,
 }
 
+/// Of a cluster in tests.
 const PRIMARIES: usize = 3;
 const SLOTS: usize = 16_384;
 
@@ -22,19 +24,30 @@ const SLOTS: usize = 16_384;
 const DEADLINE: Duration = Duration::from_secs(40);
 
 impl Cluster {
-    /// Starts the nodes with these options of redis-server besides, and waits until all of them agree.
+    /// Six nodes.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with these options of redis-server besides.
     pub fn start_with(options: &[&str]) -> Self {
+        Self::of(PRIMARIES, true, options)
+    }
+
+    /// So many primaries, each with a replica where that is asked for. Waits until all of them agree.
+    pub fn of(primaries: usize, replicated: bool, options: &[&str]) -> Self {
         let node = |_| {
             // The bus's own default, the port + 10,000, is often above all ports.
             let bus = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
             let clustered = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-port", &bus];
             RedisServer::start_with(&[&clustered, options].concat())
         };
-        let cluster = Self { nodes: (0..2 * PRIMARIES).map(node).collect() };
+        let count = if replicated { 2 * primaries } else { primaries };
+        let cluster = Self { nodes: (0..count).map(node).collect(), primaries };
         for (number, node) in cluster.nodes.iter().enumerate() {
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]);
-            if number < PRIMARIES {
-                let (first, end) = (SLOTS * number / PRIMARIES, SLOTS * (number + 1) / PRIMARIES);
+            if number < primaries {
+                let (first, end) = (SLOTS * number / primaries, SLOTS * (number + 1) / primaries);
                 node.command(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &(end - 1).to_string()]);
             }
             let first = &cluster.nodes[0];
@@ -44,35 +57,32 @@ impl Cluster {
                 node.command(&["CLUSTER", "MEET", "127.0.0.1", &first.port().to_string(), &bus]);
             }
         }
-        cluster.wait("the nodes don't meet", |node| cluster_info(node, "cluster_known_nodes:6"));
-        for number in 0..PRIMARIES {
-            let primary: String = ask(&cluster.nodes[number], &["CLUSTER", "MYID"]);
-            cluster.nodes[PRIMARIES + number].command(&["CLUSTER", "REPLICATE", &primary]);
+        cluster.wait("the nodes don't meet", |node| cluster_info(node, &format!("cluster_known_nodes:{count}")));
+        for (primary, replica) in cluster.nodes.iter().zip(&cluster.nodes[primaries..]) {
+            replica.command(&["CLUSTER", "REPLICATE", &ask::<String>(primary, &["CLUSTER", "MYID"])]);
         }
         cluster.wait("the nodes don't agree", |node| {
             let replicas = ask::<String>(node, &["CLUSTER", "NODES"]).lines().filter(|line| line.contains("slave")).count();
-            cluster_info(node, "cluster_state:ok") && replicas == PRIMARIES
+            cluster_info(node, "cluster_state:ok") && replicas == count - primaries
         });
-        cluster.wait_for_replicas();
+        if replicated {
+            cluster.wait_for_replicas();
+        }
         cluster
     }
 
-    pub fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    /// What REDIS_URL is to be: two of the nodes.
+    /// What REDIS_URL is to be: the first node and the last.
     pub fn url(&self) -> String {
-        format!("{},{}", self.nodes[0].url(), self.nodes[4].url())
+        format!("{},{}", self.nodes[0].url(), self.nodes[self.nodes.len() - 1].url())
     }
 
     pub fn primaries(&self) -> &[RedisServer] {
-        &self.nodes[..PRIMARIES]
+        &self.nodes[..self.primaries]
     }
 
     /// The primary, of those at the start, that serves a slot.
-    pub fn primary_of(slot: u16) -> usize {
-        (0..PRIMARIES).rfind(|number| usize::from(slot) >= SLOTS * number / PRIMARIES).unwrap()
+    pub fn primary_of(&self, slot: u16) -> usize {
+        (0..self.primaries).rfind(|number| usize::from(slot) >= SLOTS * number / self.primaries).unwrap()
     }
 
     /// Waits until each replica has what its primary has.
@@ -122,9 +132,9 @@ impl Cluster {
 
     /// Waits until the other nodes say that the node's replica is a primary in its place.
     pub fn wait_for_failover(&self, dead: usize) {
-        let replica = &self.nodes[PRIMARIES + dead];
+        let replica = &self.nodes[self.primaries + dead];
         let deadline = Instant::now() + DEADLINE;
-        let others: Vec<_> = (0..2 * PRIMARIES).filter(|number| *number != dead).map(|number| &self.nodes[number]).collect();
+        let others: Vec<_> = (0..self.nodes.len()).filter(|number| *number != dead).map(|number| &self.nodes[number]).collect();
         let promoted = |node: &&RedisServer| ports(node).contains(&replica.port());
         while !others.iter().all(promoted) {
             assert!(Instant::now() < deadline, "nobody is promoted");
