@@ -115,6 +115,20 @@ mod tests {
     }
 
     #[test]
+    fn clients_spread_evenly_over_the_slots() {
+        for (ranges, most) in [(16, 1.02), (64, 1.05)] {
+            let mut counts = vec![0_u32; ranges];
+            for number in 0..300_000 {
+                let key = format!("1{{api|client-{number}}}log|60000000|request");
+                counts[usize::from(slot(key.as_bytes())) * ranges / usize::from(SLOTS)] += 1;
+            }
+            let even = 300_000.0 / ranges as f64;
+            let (least, busiest) = (*counts.iter().min().unwrap(), *counts.iter().max().unwrap());
+            assert!(f64::from(busiest) / even < most && f64::from(least) / even > 2.0 - most, "{least} to {busiest} of {even}");
+        }
+    }
+
+    #[test]
     fn a_reply_gives_each_slot_its_primary() {
         let reply = Value::Array(vec![range(0, 99, "a", 1), range(200, 16_383, "", 2), range(100, 150, "a", 1)]);
         let map = SlotMap::read(&reply, "asked").unwrap();
