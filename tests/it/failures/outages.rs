@@ -87,22 +87,32 @@ fn its_connections_killed_at_random() {
 }
 
 #[test]
-fn ten_deaths_leave_no_threads_and_no_files_behind() {
+fn ten_deaths_leave_no_threads_no_files_and_no_memory_behind() {
     let mut redis = RedisServer::start();
     let server = start(&["--redis-url", &redis.url()]);
     let held = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count();
-    let traffic = Traffic::on(&server);
-    wait_until_redis_answers(&server, "before the rounds");
-    let (threads, files) = (held("task"), held("fd"));
-    for _ in 0..10 {
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let mut die_and_come_back = || {
         redis.kill();
         thread::sleep(Duration::from_millis(60));
         redis.restart();
         wait_until_redis_answers(&server, "ten rounds");
+    };
+    let traffic = Traffic::on(&server);
+    // The first one has the memory for it all taken.
+    die_and_come_back();
+    let (threads, files, memory) = (held("task"), held("fd"), resident());
+    for _ in 0..10 {
+        die_and_come_back();
     }
     traffic.end("ten rounds");
     assert!(held("task") <= threads, "{threads} threads before");
     assert!(held("fd") <= files + 2, "{files} files before, {} after", held("fd"));
+    assert!(resident() <= memory + 2_048, "{memory} kB before, {} after", resident());
 }
 
 #[test]
