@@ -116,6 +116,10 @@ impl Node {
         Self { queue: Mutex::default(), links, breaker, denials, timeout, series }
     }
 
+    pub fn is_behind(&self, breaker: &Arc<Breaker>) -> bool {
+        Arc::ptr_eq(&self.breaker, breaker)
+    }
+
     /// Puts a request into the queue. Once its batch is sent, its hits are counted whether or not the caller still waits.
     pub fn start(self: &Arc<Self>, errand: Errand, deadline: Instant) -> Result<Pending, Refusal> {
         let (reply, answer) = oneshot::channel();

@@ -217,10 +217,12 @@ impl Cluster {
     }
 
     fn node_of(&self, nodes: &mut Nodes, address: &Arc<str>) -> Result<Arc<Node>, StoreError> {
-        if let Some(node) = nodes.by_address.get(address) {
+        let breaker = self.topology.breaker(address)?;
+        // One that was away from the map for a while, and is back, has another breaker.
+        if let Some(node) = nodes.by_address.get(address).filter(|node| node.is_behind(&breaker)) {
             return Ok(Arc::clone(node));
         }
-        let node = self.making.node(self.topology.breaker(address)?);
+        let node = self.making.node(breaker);
         nodes.by_address.insert(Arc::clone(address), Arc::clone(&node));
         Ok(node)
     }
