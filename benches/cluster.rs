@@ -149,7 +149,7 @@ fn hit(descriptor: usize, client: &str, limit: u64) -> Hit<'_> {
         window: Window::MINUTE,
     };
     let (limit, cost) = (Limit::new(limit).unwrap(), Cost::take(1));
-    Hit { descriptor, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None }
+    Hit { descriptor, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
 }
 
 fn spent(node: &RedisServer) -> Spent {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::limit::{Algorithm, Cost, Limit, Window};
+use crate::limit::{Algorithm, Cost, Lease, Limit, Window};
 
 /// What hits add up in. The limit is no part of it: a changed limit judges the hits already recorded, a changed window
 /// or algorithm starts anew.
@@ -44,6 +44,9 @@ pub struct Hit<'a> {
     pub count_denied: bool,
     /// Who answers for it while the store does not; None: whoever answers for the process.
     pub on_store_failure: Option<FailurePolicy>,
+    /// It may be decided by hits that were taken from Redis ahead of use, at most so many at once. All hits of its counter are
+    /// then recorded in the lease's ticks.
+    pub lease: Option<Lease>,
 }
 
 /// Who answers while the store does not.

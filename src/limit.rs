@@ -36,6 +36,10 @@ pub struct LogEntries(NonZeroU32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Burst(NonZeroU64);
 
+/// The most hits that a server takes from Redis at once, to decide by without asking: 1 to 10^15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lease(NonZeroU64);
+
 /// What one hit weighs: so many hits taken (0 is a peek: nothing is recorded), or so many given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
@@ -56,6 +60,8 @@ pub enum LimitError {
     LogEntries(u32),
     #[error("a burst is 1 to {most}, not {0}: a smaller one could never admit anything", most = Limit::MOST)]
     Burst(u64),
+    #[error("a lease is 1 to {most} hits, not {0}", most = Limit::MOST)]
+    Lease(u64),
     #[error("a burst of {burst} takes more than 10 years to refill at {limit} per {window}: at most {most} fits")]
     Refill { burst: u64, limit: u64, window: Window, most: u64 },
     #[error("`{0}` is no algorithm: write one of {names}", names = Algorithm::ALL.map(Algorithm::as_str).join(", "))]
@@ -157,7 +163,11 @@ impl fmt::Debug for Window {
 impl LogEntries {
     /// What Redis still keeps as a compact listpack, of about 6 KB.
     pub const DEFAULT: Self = Self(NonZeroU32::MIN.saturating_add(127));
+    /// Of a log whose hits are leased: ticks short enough that little is lost to what is taken and not spent.
+    pub const LEASED: Self = Self(NonZeroU32::MIN.saturating_add(201));
     pub const LEAST: u32 = 2;
+    /// Of a log whose hits are leased: a lease may be recorded one tick ahead.
+    pub const LEAST_LEASED: u32 = 3;
     pub const MOST: u32 = 100_000;
 
     /// # Errors
@@ -181,6 +191,27 @@ impl LogEntries {
     /// The tick, in microseconds, of a log that holds any number of hits: a window spans at most `log_entries` of them.
     pub fn coarse_tick(self, window: Window) -> u64 {
         window.micros().div_ceil(u64::from(self.get()) - 1)
+    }
+}
+
+impl Lease {
+    /// # Errors
+    /// 0, or above [`Limit::MOST`].
+    pub fn new(hits: u64) -> Result<Self, LimitError> {
+        match NonZeroU64::new(hits) {
+            Some(n) if hits <= Limit::MOST => Ok(Self(n)),
+            _ => Err(LimitError::Lease(hits)),
+        }
+    }
+
+    /// So many hundredths of a limit, rounded down, at least 1.
+    pub fn percent_of(limit: Limit, percent: f64) -> Self {
+        Self(NonZeroU64::new(share_of(limit.get(), percent / 100.0)).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// Hits, 1 to 10^15.
+    pub fn get(self) -> u64 {
+        self.0.get()
     }
 }
 
@@ -229,6 +260,18 @@ impl Algorithm {
             Self::TokenBucket { .. } => "token_bucket",
             Self::FixedWindow => "fixed_window",
         }
+    }
+
+    /// The time, in microseconds, at whose end a lease ends, and for which leased hits share an entry: of a log so that a window
+    /// spans one tick less than it has entries, since a lease may be recorded one tick ahead. None for a token bucket, which
+    /// can't be leased: what is not spent could not be given back exactly.
+    pub fn lease_tick(self, window: Window) -> Option<u64> {
+        let entries = match self {
+            Self::SlidingWindowLog { log_entries } => log_entries.get(),
+            Self::FixedWindow => LogEntries::LEASED.get(),
+            Self::TokenBucket { .. } => return None,
+        };
+        Some(window.micros().div_ceil(u64::from(entries.max(LogEntries::LEAST_LEASED)) - 2))
     }
 
     /// The hits that a counter may hold with the one that is admitted: the limit, or of a token bucket its burst, but no

@@ -293,6 +293,7 @@ impl Question<'_> {
             cost: Cost::take(self.cost),
             count_denied: false,
             on_store_failure: None,
+            lease: None,
         })
     }
 }

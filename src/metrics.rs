@@ -71,6 +71,13 @@ pub struct RedisSeries {
     pub breaker_openings: Counter,
     /// Hits recorded in one part of a request and taken back because another part denied it.
     pub taken_back: Counter,
+    /// Requests decided by leases alone.
+    pub lease_answers: Counter,
+    /// Calls for the next lease.
+    pub lease_fetches: Counter,
+    pub lease_hits_granted: Counter,
+    /// Granted, and given back unspent.
+    pub lease_hits_returned: Counter,
     deadline_misses: [Counter; Stage::ALL.len()],
 }
 
@@ -186,6 +193,10 @@ impl Metrics {
             breakers_open: gauge(BREAKERS_OPEN),
             breaker_openings: self.counter(BREAKER_OPENINGS, labels()),
             taken_back: self.counter(TAKEN_BACK, labels()),
+            lease_answers: self.counter(LEASE_ANSWERS, labels()),
+            lease_fetches: self.counter(LEASE_FETCHES, labels()),
+            lease_hits_granted: self.counter(LEASE_HITS_GRANTED, labels()),
+            lease_hits_returned: self.counter(LEASE_HITS_RETURNED, labels()),
             deadline_misses: Stage::ALL.map(|stage| self.counter(DEADLINE_MISSES, [("store", "redis"), ("stage", stage.label())])),
         }
     }
@@ -248,6 +259,10 @@ impl RedisSeries {
             breakers_open: Gauge::noop(),
             breaker_openings: Counter::noop(),
             taken_back: Counter::noop(),
+            lease_answers: Counter::noop(),
+            lease_fetches: Counter::noop(),
+            lease_hits_granted: Counter::noop(),
+            lease_hits_returned: Counter::noop(),
             deadline_misses: Stage::ALL.map(|_| Counter::noop()),
         }
     }
@@ -318,6 +333,10 @@ const QUEUE_DEPTH: &str = "ratelimit_store_queue_depth";
 const BREAKERS_OPEN: &str = "ratelimit_store_breaker_open";
 const BREAKER_OPENINGS: &str = "ratelimit_store_breaker_openings";
 const TAKEN_BACK: &str = "ratelimit_store_hits_taken_back";
+const LEASE_ANSWERS: &str = "ratelimit_store_lease_answers";
+const LEASE_FETCHES: &str = "ratelimit_store_lease_fetches";
+const LEASE_HITS_GRANTED: &str = "ratelimit_store_lease_hits_granted";
+const LEASE_HITS_RETURNED: &str = "ratelimit_store_lease_hits_returned";
 const DEADLINE_MISSES: &str = "ratelimit_store_deadline_misses";
 
 fn key<const N: usize>(name: &'static str, labels: [(&'static str, &str); N]) -> Key {
@@ -345,6 +364,10 @@ fn describe(recorder: &PrometheusRecorder) {
         (POLICY_ANSWERS, "Requests answered by the failure policy because the store gave no answer"),
         (DENIAL_ANSWERS, "Requests denied by a remembered denial, without asking the store"),
         (TAKEN_BACK, "Hits recorded in one slot or store and taken back because another one denied their request"),
+        (LEASE_ANSWERS, "Requests decided by hits taken from the store ahead of use, without asking it"),
+        (LEASE_FETCHES, "Calls for hits ahead of use"),
+        (LEASE_HITS_GRANTED, "Hits taken from the store ahead of use"),
+        (LEASE_HITS_RETURNED, "Of those, hits that were not spent and given back"),
         (BREAKER_OPENINGS, "How often the store was given up until it answers a probe"),
         (DEADLINE_MISSES, "Requests that the store did not answer in time, by what they waited for: queue, connect or call"),
     ] {

@@ -15,7 +15,7 @@ mod tree;
 
 use crate::descriptor::{Descriptor, LimitOverride, Request};
 use crate::hit::{Action, Client, Counter, FailurePolicy, Hit, Kind};
-use crate::limit::{Algorithm, Limit, Window};
+use crate::limit::{Algorithm, Lease, Limit, Window};
 use crate::metrics::Metrics;
 pub use explain::{Explained, ExplainedLimit, Explanation, Live, Outcome};
 pub use metadata::Metadata;
@@ -84,6 +84,7 @@ pub struct RateLimit {
     pub limit: Limit,
     pub window: Window,
     pub algorithm: Algorithm,
+    pub lease: Option<Lease>,
     /// The names of limits that don't count in a request that this one counts in.
     pub replaces: Vec<String>,
 }
@@ -221,21 +222,23 @@ impl Rules {
             let cost = request.cost(descriptor);
             // A charge, for something already spent, counts even when it is denied; an ordinary hit does not.
             let is_charge = descriptor.hits_addend.is_some_and(|hits| hits > 0) || cost.amount() > 1;
-            let hit = |kind, counter, limit, count_denied: Option<bool>, on_store_failure| {
-                let count_denied = count_denied.unwrap_or(is_charge);
-                Hit { descriptor: index, kind, counter, limit, cost, count_denied, on_store_failure }
+            let hit = |kind, counter, limit, count_denied: Option<bool>, on_store_failure, lease: Option<Lease>| {
+                // Nor does a leased one, which Redis may not hear of.
+                let count_denied = count_denied.unwrap_or(is_charge && lease.is_none());
+                Hit { descriptor: index, kind, counter, limit, cost, count_denied, on_store_failure, lease }
             };
             match (found.matches[index], carried_limit(descriptor)) {
                 (Match::Override, Some((limit, window))) => {
                     let counter = override_counter(&domain.name, descriptor, window);
-                    found.hits.push(hit(Kind::Enforce, counter, limit, None, domain.on_store_failure));
+                    found.hits.push(hit(Kind::Enforce, counter, limit, None, domain.on_store_failure, None));
                     found.limits.push(None);
                 }
                 (Match::Rule(rule), _) => {
                     let before = found.hits.len();
                     for limit in rule.limits().iter().filter(|limit| !limit.is_one_of(&replaced)) {
                         let counter = rule.counter(descriptor, limit);
-                        found.hits.push(hit(rule.kind(), counter, limit.limit, rule.count_denied(), rule.on_store_failure()));
+                        let (count_denied, policy) = (rule.count_denied(), rule.on_store_failure());
+                        found.hits.push(hit(rule.kind(), counter, limit.limit, count_denied, policy, limit.lease));
                         found.limits.push(Some(limit));
                     }
                     if found.hits.len() == before {
@@ -366,7 +369,7 @@ mod tests {
     fn limit(name: &str, replaces: &[&str]) -> RateLimit {
         let name = Some(name.to_owned()).filter(|name| !name.is_empty());
         let replaces = replaces.iter().map(|name| (*name).to_owned()).collect();
-        RateLimit { name, limit: Limit::from(5), window: Window::MINUTE, algorithm: Algorithm::default(), replaces }
+        RateLimit { name, limit: Limit::from(5), window: Window::MINUTE, algorithm: Algorithm::default(), lease: None, replaces }
     }
 
     fn rules(specs: Vec<RuleSpec>) -> Rules {

@@ -138,7 +138,7 @@ impl Server {
         doors.spawn(listener::deal(self.grpc, Protocol::Grpc, Arc::clone(&threads)));
         doors.spawn(listener::deal(self.http, Protocol::Http, Arc::clone(&threads)));
         let mut upkeep = JoinSet::new();
-        upkeep.spawn(keep_up(self.memory, Arc::clone(&self.metrics)));
+        upkeep.spawn(keep_up(self.memory, self.store.clone(), Arc::clone(&self.metrics)));
         upkeep.spawn(serve_page(self.metrics_page, metrics_page(self.metrics_path, self.metrics)));
         upkeep.spawn(serve_page(self.admin_page, self.admin.routes()));
         upkeep.spawn(Arc::clone(&self.rules).keep_current(reload));
@@ -203,12 +203,13 @@ async fn serve_page(listener: TcpListener, routes: Router) {
     let _ = axum::serve(listener, routes).await;
 }
 
-async fn keep_up(memory: Arc<Memory>, metrics: Arc<Metrics>) {
+async fn keep_up(memory: Arc<Memory>, store: Store, metrics: Arc<Metrics>) {
     let mut ticks = interval(UPKEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         memory.sweep();
+        store.sweep_leases();
         metrics.upkeep();
     }
 }

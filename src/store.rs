@@ -8,8 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 mod algorithm;
 mod denial;
 mod key;
+mod lease;
 pub mod memory;
 pub mod redis;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::hit::{Action, Counter, Hit, Kind, Tally, Verdict};
 use crate::limit::{Algorithm, Cost, Limit, Window};
@@ -93,7 +96,8 @@ impl Store {
             window: Window::SECOND,
         };
         let (limit, cost) = (Limit::from(1), Cost::take(0));
-        let peek = Hit { descriptor: 0, kind: Kind::Shadow, counter, limit, cost, count_denied: false, on_store_failure: None };
+        let peek =
+            Hit { descriptor: 0, kind: Kind::Shadow, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None };
         self.decide(&[peek], None).await.is_ok()
     }
 
@@ -104,6 +108,15 @@ impl Store {
             Self::Redis(redis) => redis.key_prefix(),
         };
         String::from_utf8_lossy(&key::encode(prefix, counter)).into_owned()
+    }
+
+    /// Gives back what leases that have ended did not spend. To be called every second or so, in the runtime that this store
+    /// is for.
+    pub fn sweep_leases(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(redis) => redis.sweep_leases(),
+        }
     }
 
     /// Waits until what is under way toward the store has been answered, its timeout at most.
@@ -141,6 +154,25 @@ impl Clock {
         }
     }
 }
+
+impl Clock {
+    /// Microseconds of a clock that never jumps, and that goes on while the machine is suspended.
+    fn steady(&self) -> u64 {
+        match self {
+            Self::System => {
+                let now = clock_gettime(STEADY);
+                now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000
+            }
+            Self::Stepped(clock) => clock.now(),
+        }
+    }
+}
+
+/// Linux's monotonic clock stops while the machine is suspended.
+#[cfg(target_os = "linux")]
+const STEADY: ClockId = ClockId::Boottime;
+#[cfg(not(target_os = "linux"))]
+const STEADY: ClockId = ClockId::Monotonic;
 
 impl SteppedClock {
     pub fn starting_at(micros: u64) -> Self {

@@ -4,7 +4,7 @@
 use super::scalars::nearest;
 use crate::limit::{Limit, LogEntries};
 use Level::{File, Limit as InLimit, Replaced, Rule};
-use Shape::{Algorithm, Anything, Duration, Flag, Later, MapOrMaps, Maps, Number, Policy, Text, Texts, Unit};
+use Shape::{Algorithm, Anything, Duration, Flag, Lease, MapOrMaps, Maps, Number, Policy, Text, Texts, Unit};
 
 /// The kinds of map that a file is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(super) enum Shape {
     Duration,
     Policy,
     Algorithm,
+    /// Hits, or a percentage.
+    Lease,
     /// One of the reference server's units, in any case.
     Unit,
     Maps(Level),
@@ -42,8 +44,6 @@ pub(super) enum Shape {
     MapOrMaps(Level),
     /// A map of anything.
     Anything,
-    /// A key of the language that this version cannot obey. Refused, since ignoring it would change an answer.
-    Later,
 }
 
 /// Which key stands where, and what it says.
@@ -69,7 +69,7 @@ pub(super) const KEYS: &[Key] = &[
     key("algorithm", &[File, Rule, InLimit], Algorithm, "How hits are counted."),
     key("log_entries", &[Rule, InLimit], Number(LogEntries::LEAST as u64, LogEntries::MOST as u64), "The most entries of a sliding_window_log; a limit up to this is exact to the microsecond."),
     key("burst", &[Rule, InLimit], Number(1, Limit::MOST), "How many hits a token bucket takes at once; as many as its limit without it."),
-    key("lease", &[Rule, InLimit], Later, ""),
+    key("lease", &[Rule, InLimit], Lease, "How many hits, or what share of the limit (2%), a server takes from Redis at once, to decide by without asking."),
     key("unit", &[InLimit], Unit, "The window, as the reference server names it."),
     key("requests_per_unit", &[InLimit], Number(0, u32::MAX as u64), "How many hits the unit may hold."),
     key("limit", &[InLimit], Number(0, Limit::MOST), "How many hits the window may hold."),

@@ -13,7 +13,7 @@ mod limits;
 
 use super::Report;
 use super::keys::Level::{self, File, Replaced, Rule};
-use super::keys::{KEYS, Key, OURS, Shape, nearest_key};
+use super::keys::{KEYS, Key, OURS, nearest_key};
 use super::lints::Lints;
 use super::yaml::{self, Node, Place, Value};
 pub(super) use limits::unit;
@@ -53,6 +53,7 @@ const OF_A_LIMIT: &[&str] = &[
     "algorithm",
     "log_entries",
     "burst",
+    "lease",
 ];
 
 /// What a file describes; `None` where its domain cannot even be named.
@@ -161,9 +162,16 @@ impl Reader<'_, '_> {
         self.path.push((key.clone(), value.clone()));
 
         let counting = self.counting_beside(&fields, self.counting());
+        let count_denied = self.flag(&fields, "count_denied");
         let limits = fields.get("rate_limit").map_or(Limits::None, |node| self.limits("rate_limit", node, counting));
         if let Limits::All(limits) = &limits {
             self.unused(&fields, limits.iter().map(|limit| limit.algorithm));
+            if let (Some(true), Some(node), true) =
+                (count_denied, fields.get("count_denied"), limits.iter().any(|limit| limit.lease.is_some()))
+            {
+                let what = "a leased limit can't count what it denies, for Redis does not hear of it: remove `lease`, or `count_denied`";
+                self.report.problem(node.place, what);
+            }
         }
         let kind = match (self.flag(&fields, "shadow_mode"), self.flag(&fields, "quota_mode")) {
             (Some(true), Some(true)) => Kind::QuotaShadow,
@@ -175,7 +183,7 @@ impl Reader<'_, '_> {
             limits: self.exempt(&fields, limits),
             action: self.filled(&fields, "action"),
             client_id: fields.get("client_id").and_then(|node| self.client_id(node)),
-            count_denied: self.flag(&fields, "count_denied"),
+            count_denied,
             kind,
             share_threshold: self.flag(&fields, "share_threshold").unwrap_or_default(),
             detailed_metric: self.flag(&fields, "detailed_metric").unwrap_or_default(),
@@ -299,11 +307,6 @@ impl Reader<'_, '_> {
                     }
                 }
                 Some(_) if value.is_null() => {}
-                Some(Key { name, shape: Shape::Later, .. }) => {
-                    fields.meant.push(name);
-                    let what = format!("`{text}` is not supported yet by this version: remove it");
-                    self.report.problem(key.place, what);
-                }
                 Some(Key { name, .. }) => fields.known.push((name, value)),
             }
         }
@@ -380,7 +383,7 @@ mod tests {
         );
         let algorithm = Algorithm::SlidingWindowLog { log_entries: LogEntries::new(32).unwrap() };
         let (name, window) = (Some("n".into()), "10s".parse().unwrap());
-        let rate_limit = RateLimit { name, limit: Limit::from(5), window, algorithm, replaces: Vec::new() };
+        let rate_limit = RateLimit { name, limit: Limit::from(5), window, algorithm, lease: None, replaces: Vec::new() };
         let child = RuleSpec {
             key: "user".into(),
             value: Some("0443".into()),

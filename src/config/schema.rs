@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::keys::{KEYS, Key, Level, Shape};
 use super::yaml;
 use crate::hit::FailurePolicy;
-use crate::limit::{Algorithm, Window};
+use crate::limit::{Algorithm, Limit, Window};
 
 /// The schema, as `config/rules.schema.json` has it.
 pub(super) fn schema() -> String {
@@ -29,7 +29,7 @@ fn name(level: Level) -> &'static str {
 }
 
 fn map(level: Level) -> Value {
-    let known = |key: &&Key| key.levels.contains(&level) && key.shape != Shape::Later;
+    let known = |key: &&Key| key.levels.contains(&level);
     let property = |key: &Key| {
         let mut property = value(key.shape);
         property["description"] = json!(key.about);
@@ -69,6 +69,12 @@ fn value(shape: Shape) -> Value {
         Shape::Duration => json!({ "type": ["string", "null"], "pattern": "^([0-9]+(us|µs|ms|s|m|h|d|w))+$" }),
         Shape::Policy => words_or_null(FailurePolicy::ALL.into_iter().map(|policy| json!(policy.as_str()))),
         Shape::Algorithm => words_or_null(Algorithm::ALL.into_iter().map(|algorithm| json!(algorithm.as_str()))),
+        Shape::Lease => json!({
+            "anyOf": [
+                { "type": "integer", "minimum": 1, "maximum": Limit::MOST },
+                { "type": ["string", "null"], "pattern": "^([0-9]+|[0-9]*\\.?[0-9]+ *%)$" },
+            ],
+        }),
         Shape::Unit => words_or_null(Window::UNITS.into_iter().flat_map(|(unit, _)| {
             let capitalized = unit[..1].to_uppercase() + &unit[1..];
             [json!(unit), json!(capitalized), json!(unit.to_uppercase())]
@@ -76,7 +82,6 @@ fn value(shape: Shape) -> Value {
         Shape::Maps(level) => json!({ "anyOf": [list(level, 0), nothing] }),
         Shape::MapOrMaps(level) => json!({ "anyOf": [one(level), list(level, 1), nothing] }),
         Shape::Anything => json!({ "type": ["object", "null"] }),
-        Shape::Later => Value::Bool(false),
     }
 }
 

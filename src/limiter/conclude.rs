@@ -142,7 +142,7 @@ mod tests {
         let client = ["c"].into_iter().collect();
         let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm: Algorithm::default(), window: Window::MINUTE };
         let limit = Limit::from(limit);
-        Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None }
+        Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
     }
 
     fn tally(over: bool, used: u64) -> Tally {

@@ -124,7 +124,7 @@ mod tests {
             let client = [*client].into_iter().collect();
             let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm: Algorithm::default(), window: Window::DAY };
             let (limit, cost) = (Limit::from(1), Cost::take(1));
-            Hit { descriptor, kind: *kind, counter, limit, cost, count_denied: false, on_store_failure: Some(*policy) }
+            Hit { descriptor, kind: *kind, counter, limit, cost, count_denied: false, on_store_failure: Some(*policy), lease: None }
         };
         asked.iter().enumerate().map(hit).collect()
     }

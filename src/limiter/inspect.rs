@@ -61,7 +61,7 @@ impl RateLimiter {
 
 /// A hit that denies nothing, and is counted only if it gives back.
 fn hit(counter: Counter<'_>, limit: Limit, cost: Cost) -> Hit<'_> {
-    Hit { descriptor: 0, kind: Kind::Shadow, counter, limit, cost, count_denied: false, on_store_failure: None }
+    Hit { descriptor: 0, kind: Kind::Shadow, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
 
     fn limiter() -> RateLimiter {
         let (limit, window) = (Limit::from(2), "10s".parse().unwrap());
-        let limit = RateLimit { name: None, limit, window, algorithm: Default::default(), replaces: vec![] };
+        let limit = RateLimit { name: None, limit, window, algorithm: Default::default(), lease: None, replaces: vec![] };
         let rule = RuleSpec { key: "client".into(), limits: Limits::All(vec![limit]), ..RuleSpec::default() };
         let rules = Rules::new(vec![DomainSpec { name: "d".into(), rules: vec![rule], ..DomainSpec::default() }]).unwrap();
         let clock = Clock::Stepped(SteppedClock::starting_at(1_000_000_000));

@@ -11,7 +11,7 @@ use super::tree::Step;
 use super::{Effect, Match, Rule, RuleLimit, Rules};
 use crate::descriptor::{Descriptor, Entry, Request};
 use crate::hit::{Counter, FailurePolicy, Hit, Kind};
-use crate::limit::{Algorithm, Limit};
+use crate::limit::{Algorithm, Lease, Limit};
 
 /// What the rules do to a request, and why.
 pub struct Explanation<'a> {
@@ -58,6 +58,7 @@ pub struct ExplainedLimit<'a> {
     pub name: Option<&'a str>,
     pub kind: Kind,
     pub counter: Counter<'a>,
+    pub lease: Option<Lease>,
     /// Its name in the store, where it was filled in.
     pub key: Option<String>,
     /// What it holds, where it was filled in.
@@ -133,7 +134,7 @@ impl<'a> Explanation<'a> {
 impl<'a> ExplainedLimit<'a> {
     fn new(hit: Hit<'a>, limit: Option<&'a RuleLimit>) -> Self {
         let name = limit.and_then(|limit| limit.name.as_deref());
-        Self { limit: hit.limit, name, kind: hit.kind, counter: hit.counter, key: None, live: None }
+        Self { limit: hit.limit, name, kind: hit.kind, counter: hit.counter, lease: hit.lease, key: None, live: None }
     }
 }
 
@@ -218,6 +219,9 @@ impl fmt::Display for ExplainedLimit<'_> {
         };
         writeln!(f, "  limit{name} {} per {}{kind}", self.limit.get(), self.counter.window)?;
         writeln!(f, "     algorithm {}{shape}", algorithm.as_str())?;
+        if let Some(lease) = self.lease {
+            writeln!(f, "     lease     {} hits at most", lease.get())?;
+        }
         writeln!(f, "     action    {}", self.counter.action)?;
         writeln!(f, "     client    {:?}", self.counter.client)?;
         if let Some(key) = &self.key {
@@ -269,7 +273,14 @@ mod tests {
 
     fn five() -> Limits {
         let (limit, window) = (Limit::from(5), Window::MINUTE);
-        Limits::All(vec![RateLimit { name: Some("five".into()), limit, window, algorithm: Algorithm::default(), replaces: vec![] }])
+        Limits::All(vec![RateLimit {
+            name: Some("five".into()),
+            limit,
+            window,
+            algorithm: Algorithm::default(),
+            lease: None,
+            replaces: vec![],
+        }])
     }
 
     fn explain(descriptors: &[&[(&str, &str)]]) -> String {
@@ -300,7 +311,8 @@ mod tests {
         let told = |algorithm| {
             let counter =
                 Counter { domain: "d", client: Default::default(), action: Action::named("a"), algorithm, window: Window::MINUTE };
-            let limit = ExplainedLimit { limit: Limit::from(5), name: None, kind: Kind::Enforce, counter, key: None, live: None };
+            let limit =
+                ExplainedLimit { limit: Limit::from(5), name: None, kind: Kind::Enforce, counter, lease: None, key: None, live: None };
             limit.to_string().lines().nth(1).unwrap_or_default().to_owned()
         };
         let bucket = |burst| Algorithm::TokenBucket { burst };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Limits, Metadata, RateLimit, RuleSpec};
 use crate::descriptor::Descriptor;
 use crate::hit::{Action, Counter, FailurePolicy, Kind};
-use crate::limit::{Algorithm, Limit, Window};
+use crate::limit::{Algorithm, Lease, Limit, Window};
 use crate::metrics::{HitCounts, Metrics, RuleLabels, RuleSeries, SeriesByValue};
 
 /// A place in the tree that does something to a descriptor; or a domain's `default`.
@@ -40,6 +40,7 @@ pub struct RuleLimit {
     pub limit: Limit,
     pub window: Window,
     pub algorithm: Algorithm,
+    pub lease: Option<Lease>,
     /// The names of limits that don't count in a request that this one counts in.
     pub replaces: Box<[String]>,
 }
@@ -278,6 +279,7 @@ impl RuleLimit {
             limit: limit.limit,
             window: limit.window,
             algorithm: limit.algorithm,
+            lease: limit.lease,
             replaces: limit.replaces.clone().into(),
         }
     }

@@ -38,8 +38,8 @@ pub(super) struct Terms {
     pub need: u64,
     /// What is recorded, or given back.
     pub amount: u64,
-    /// How the hits leave: the tick for which a log's hits share an entry, or how many drain from a bucket per window. A
-    /// fixed window has nothing to say here.
+    /// How the hits leave: the tick for which a log's hits share an entry, or how many drain from a bucket per window. Of a
+    /// fixed window it says only when a lease ends.
     pub pace: u64,
     /// The same, of hits that are recorded although denied.
     pub pace_denied: u64,
@@ -60,11 +60,15 @@ impl Terms {
     pub fn of(hit: &Hit<'_>) -> Self {
         let (limit, window) = (hit.limit, hit.counter.window);
         let capacity = hit.counter.algorithm.capacity(limit, window);
+        let leased = hit.lease.and_then(|_| hit.counter.algorithm.lease_tick(window));
         let (most, pace, pace_denied) = match hit.counter.algorithm {
-            Algorithm::SlidingWindowLog { log_entries } => (USED_MOST, log_entries.tick(limit, window), log_entries.coarse_tick(window)),
+            Algorithm::SlidingWindowLog { log_entries } => {
+                let (tick, coarse) = (log_entries.tick(limit, window), log_entries.coarse_tick(window));
+                (USED_MOST, leased.unwrap_or(tick), leased.unwrap_or(coarse))
+            }
             // The burst, and what one window lets out: no debt takes longer to pay.
             Algorithm::TokenBucket { .. } => (capacity + limit.get(), limit.get(), limit.get()),
-            Algorithm::FixedWindow => (USED_MOST, 0, 0),
+            Algorithm::FixedWindow => (USED_MOST, leased.unwrap_or_default(), 0),
         };
         Self { limit: capacity, most, window: window.micros(), need: hit.cost.need(), amount: hit.cost.amount(), pace, pace_denied }
     }

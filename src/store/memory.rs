@@ -164,6 +164,7 @@ mod tests {
             cost: Cost::take(1),
             count_denied: false,
             on_store_failure: None,
+            lease: None,
         }
     }
 

@@ -22,13 +22,14 @@ mod slots;
 mod topology;
 
 use super::denial::{Asked, Denials, Known};
+use super::lease::{Fetch, Granted, Leases, Taken};
 use super::{Clock, StoreError, StoreFailure};
-use crate::hit::{Ballot, Hit, Tally, Verdict};
+use crate::hit::{Hit, Tally, Verdict};
 use crate::limit::Window;
 use crate::metrics::RedisSeries;
 use batch::Ask;
 use node::{Errand, Manner};
-use parts::Told;
+use parts::{Counted, Told};
 use site::{Making, SharedSite, Site};
 
 /// A Redis, asked from one runtime: its batch and its connection stay on the thread of whoever asks. Clones share both;
@@ -109,6 +110,7 @@ pub enum RedisUrlError {
 struct Shared {
     sites: Vec<SharedSite>,
     denials: Arc<Denials>,
+    leases: Arc<Leases<Way>>,
     key_prefix: String,
     timeout: Duration,
     clock: Clock,
@@ -119,6 +121,20 @@ struct Own {
     /// The Redis for all windows, and where there is another for the short ones, that.
     sites: Vec<Site>,
     series: RedisSeries,
+}
+
+/// How a counter is asked for, whatever for.
+#[derive(Clone)]
+struct Way {
+    site: usize,
+    slot: u16,
+    ask: Ask,
+}
+
+/// A lease that is being fetched.
+struct Fetching {
+    leases: Arc<Leases<Way>>,
+    key: Box<[u8]>,
 }
 
 /// Of a request with more hits no denial is remembered: each is compared with those before it.
@@ -151,7 +167,7 @@ impl Redis {
         let sites = [Some(&options.site), options.per_second.as_ref()];
         let sites = sites.into_iter().flatten().map(|site| SharedSite::new(site, &denials, &series)).collect::<Result<_, _>>()?;
         let (key_prefix, timeout, clock) = (options.key_prefix.clone(), options.timeout, options.clock.clone());
-        Ok(Self::of(Arc::new(Shared { sites, denials, key_prefix, timeout, clock }), series))
+        Ok(Self::of(Arc::new(Shared { sites, denials, leases: Arc::new(Leases::new()), key_prefix, timeout, clock }), series))
     }
 
     /// The same store for another runtime: with queues and connections of its own.
@@ -183,18 +199,29 @@ impl Redis {
         let deadline = Instant::now() + within;
         let asks = batch::asks(hits, &self.shared.key_prefix);
         let asked = self.shared.denials.asked(self.shared.clock.now());
-        if let Some(denied) = self.denied(hits, &asks, asked) {
+        let mut answers = Told::nothing(hits, &asks);
+        let from_leases = self.spend(&mut answers);
+        if let Some(mut denied) = self.denied(&answers, asked) {
             self.own.series.denial_answers.increment(1);
+            self.take_back(&answers, &mut denied);
             return Ok(denied);
         }
-        self.own.series.store.calls.increment(1);
-        let mut answers = Told::nothing(hits, &asks);
-        let verdict = match self.place_of_all(hits, &asks) {
-            Some((site, slot)) => {
+        let place = if from_leases > 0 { None } else { self.place_of_all(hits, &asks) };
+        let verdict = match (answers.verdict(), place) {
+            (Some(mut verdict), _) => {
+                self.own.series.lease_answers.increment(1);
+                self.take_back(&answers, &mut verdict);
+                return Ok(verdict);
+            }
+            (None, Some((site, slot))) => {
+                self.own.series.store.calls.increment(1);
                 let errand = Errand { asks: Arc::clone(&asks), slot, manner: Manner::Batched };
                 self.own.sites[site].ask(errand, deadline, within).await.map(|answer| answer.verdict)
             }
-            None => self.ask_in_parts(&mut answers, deadline, within).await,
+            (None, None) => {
+                self.own.series.store.calls.increment(1);
+                self.ask_in_parts(&mut answers, deadline, within).await
+            }
         };
         match &verdict {
             Ok(verdict) => self.note(hits, &asks, asked, verdict.tallies.iter().map(Some)),
@@ -208,8 +235,14 @@ impl Redis {
         })
     }
 
-    /// Waits until nothing is queued or under way, for as long as one batch may take.
+    /// Gives back what leases that have ended did not spend. To be called every second or so.
+    pub fn sweep_leases(&self) {
+        self.shared.leases.sweep(self.shared.clock.steady()).into_iter().for_each(|(way, unspent)| self.give_back(way, &unspent));
+    }
+
+    /// Ends all leases, for good, and waits until nothing is queued or under way, for as long as one batch may take.
     pub async fn drain(&self) {
+        self.shared.leases.close().into_iter().for_each(|(way, unspent)| self.give_back(way, &unspent));
         for site in self.own.sites.iter() {
             site.drain().await;
         }
@@ -219,30 +252,80 @@ impl Redis {
         &self.shared.key_prefix
     }
 
-    /// The verdict on a request that denials deny. Whoever gives back, or counts when denied, is for Redis to hear.
-    fn denied(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked) -> Option<Verdict> {
-        if !self.shared.denials.are_kept() || !hits.iter().all(leaves_nothing_when_denied) {
-            return None;
+    /// Takes what it can of a request's hits from leases; says how many were decided so. Whoever gives back, looks, or counts
+    /// when denied is for Redis to hear, and with him his whole request.
+    fn spend(&self, answers: &mut Told<'_, '_>) -> usize {
+        let is_ordinary = |hit: &Hit<'_>| leaves_nothing_when_denied(hit) && hit.cost.amount() > 0;
+        if !answers.hits.iter().any(|hit| hit.lease.is_some()) || !answers.hits.iter().all(is_ordinary) {
+            return 0;
         }
-        let mut ballot = Ballot::default();
-        let known: SmallVec<[Option<Known>; 2]> = asks.iter().map(|ask| self.shared.denials.find(&ask.key, &ask.terms, asked.at)).collect();
-        let mut rest = known.as_slice();
-        for descriptor in hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
-            let (mine, others) = rest.split_at(descriptor.len());
-            rest = others;
-            ballot.cast(descriptor[0].kind, mine.iter().any(Option::is_some));
-        }
-        if ballot.admits() {
-            return None;
-        }
-        let tallies = hits.iter().zip(asks).zip(known).map(|((hit, ask), known)| match known {
-            Some(Known { remaining, wait }) => {
-                let (used, reset) = (ask.terms.limit.saturating_sub(remaining), Duration::from_micros(wait));
-                Tally { over: true, used, remaining, reset }
+        let mut decided = 0;
+        for (at, (hit, ask)) in answers.hits.iter().zip(answers.asks).enumerate() {
+            let (Some(lease), now) = (hit.lease, self.shared.clock.steady()) else { continue };
+            let way = || {
+                let (site, slot) = self.place(hit, ask);
+                Way { site, slot, ask: ask.clone() }
+            };
+            let (taken, fetch) = self.shared.leases.take(&ask.key, &ask.terms, lease.get(), now, way);
+            if let Some(fetch) = fetch {
+                tokio::spawn(self.clone().fetch(fetch));
             }
-            None => hit.unasked(),
-        });
-        Some(Verdict { admitted: false, by_denial: true, tallies: tallies.collect() })
+            let (over, remaining, reset, recorded_at) = match taken {
+                Taken::Spent { remaining, reset, recorded_at } => (false, remaining, reset, Some(recorded_at)),
+                Taken::Dry { remaining, wait } => (true, remaining, wait, None),
+                Taken::Ask => continue,
+            };
+            decided += 1;
+            answers.leased(at, ask.terms.tally(over, ask.terms.limit.saturating_sub(remaining), Some(reset)), recorded_at);
+        }
+        decided
+    }
+
+    /// Asks for the next lease of a counter. Whatever comes of it, somebody else may ask after it.
+    async fn fetch(self, fetch: Fetch<Way>) {
+        let Fetch { way: Way { site, slot, ask }, hits, unspent } = fetch;
+        let fetching = Fetching { leases: Arc::clone(&self.shared.leases), key: ask.key.clone() };
+        self.own.series.lease_fetches.increment(1);
+        self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
+        let errand = Errand { asks: batch::grant(&ask, hits, &unspent), slot, manner: Manner::Batched };
+        let (sent, within) = (self.shared.clock.steady(), self.shared.timeout);
+        let answer = self.own.sites[site].ask(errand, Instant::now() + within, within).await;
+        let Some(grant) = answer.ok().and_then(|answer| answer.grant) else { return };
+        self.own.series.lease_hits_granted.increment(grant.hits);
+        let wait = u64::try_from(grant.tally.reset.as_micros()).unwrap_or(u64::MAX);
+        let granted = Granted { hits: grant.hits, recorded_at: grant.recorded_at, lasts: grant.lasts, free: grant.tally.remaining, wait };
+        let late = fetching.leases.granted(&ask.key, &ask.terms, sent, hits, granted, self.shared.clock.steady());
+        if let Some(unspent) = late {
+            self.give_back(Way { site, slot, ask }, &[unspent]);
+        }
+    }
+
+    /// Tells Redis of hits that were granted and not spent, each with where it is recorded. Once: what is lost stays counted.
+    fn give_back(&self, Way { site, slot, ask }: Way, unspent: &[(u64, u64)]) {
+        self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
+        self.own.sites[site].leave(Errand { asks: batch::give_back(&ask, unspent), slot, manner: Manner::Batched });
+    }
+
+    /// The verdict on a request that leases or denials deny. Whoever gives back, or counts when denied, is for Redis to hear.
+    fn denied(&self, answers: &Told<'_, '_>, asked: Asked) -> Option<Verdict> {
+        let Told { hits, asks, tallies, .. } = answers;
+        let denials = &self.shared.denials;
+        if !hits.iter().all(leaves_nothing_when_denied) {
+            return None;
+        }
+        let known =
+            |(ask, tally): (&Ask, &Option<Tally>)| if tally.is_none() { denials.find(&ask.key, &ask.terms, asked.at) } else { None };
+        let known: SmallVec<[Option<Known>; 2]> = asks.iter().zip(tallies).map(known).collect();
+        if !answers.denies(|hit| known[hit].is_some()) {
+            return None;
+        }
+        let tally = |(((hit, ask), tally), known): (((&Hit<'_>, &Ask), &Option<Tally>), Option<Known>)| {
+            let denied =
+                known.map(|Known { remaining, wait }| ask.terms.tally(true, ask.terms.limit.saturating_sub(remaining), Some(wait)));
+            tally.or(denied).unwrap_or_else(|| hit.unasked())
+        };
+        let tallies = hits.iter().zip(*asks).zip(tallies).zip(known).map(tally).collect();
+        Some(Verdict { admitted: false, by_denial: true, tallies })
     }
 
     /// Where all hits of a request lie, if that is one place.
@@ -263,7 +346,8 @@ impl Redis {
         for site in self.own.sites.iter() {
             site.known(deadline, within).await?;
         }
-        let parts = parts::deal(answers.hits.iter().zip(answers.asks).map(|(hit, ask)| self.place(hit, ask)));
+        let undecided = answers.tallies.iter().enumerate().filter(|(_, tally)| tally.is_none());
+        let parts = parts::deal(undecided.map(|(hit, _)| (hit, self.place(&answers.hits[hit], &answers.asks[hit]))));
         let started: Vec<_> = parts
             .iter()
             .map(|part| {
@@ -289,12 +373,20 @@ impl Redis {
         }
     }
 
-    /// Takes back what must not stay recorded under this verdict.
+    /// Takes back what must not stay counted under this verdict.
     fn take_back(&self, answers: &Told<'_, '_>, verdict: &mut Verdict) {
-        let back = answers.settle(verdict);
-        self.own.series.taken_back.increment(back.len() as u64);
-        for part in parts::deal(back.iter().map(|(hit, _)| self.place(&answers.hits[*hit], &answers.asks[*hit]))) {
-            let asks = batch::take_back(part.hits.iter().map(|place| (&answers.asks[back[*place].0], back[*place].1)));
+        let mut recorded = SmallVec::<[(usize, u64); 2]>::new();
+        for (hit, counted) in answers.settle(verdict) {
+            let ask = &answers.asks[hit];
+            match counted {
+                Counted::InRedis(at) => recorded.push((hit, at)),
+                Counted::InLease(at) => self.shared.leases.put_back(&ask.key, ask.terms.amount, at, self.shared.clock.steady()),
+            }
+        }
+        self.own.series.taken_back.increment(recorded.len() as u64);
+        let places = recorded.iter().map(|(hit, _)| self.place(&answers.hits[*hit], &answers.asks[*hit])).enumerate();
+        for part in parts::deal(places) {
+            let asks = batch::take_back(part.hits.iter().map(|place| (&answers.asks[recorded[*place].0], recorded[*place].1)));
             self.own.sites[part.site].leave(Errand { asks, slot: part.slot, manner: Manner::Batched });
         }
     }
@@ -318,6 +410,13 @@ impl Redis {
                 denials.note(&ask.key, &ask.terms, ask.terms.need + earlier, asked, Known { remaining: tally.remaining, wait });
             }
         }
+    }
+}
+
+impl Drop for Fetching {
+    /// Also where its runtime has gone.
+    fn drop(&mut self) {
+        self.leases.failed(&self.key);
     }
 }
 

@@ -42,6 +42,7 @@ fn hit(client: &'static str) -> Hit<'static> {
         cost: Cost::take(1),
         count_denied: false,
         on_store_failure: None,
+        lease: None,
     }
 }
 

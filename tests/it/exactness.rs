@@ -10,6 +10,7 @@ mod crowds;
 mod denials;
 mod histories;
 mod layout;
+mod leases;
 mod redis_only;
 mod take_backs;
 mod windows;
@@ -153,6 +154,7 @@ impl Rule {
             cost: Cost::take(1),
             count_denied: false,
             on_store_failure: None,
+            lease: None,
         }
     }
 

@@ -14,6 +14,7 @@ mod http_door;
 mod is_allowed;
 mod istio;
 mod layers;
+mod leases;
 mod model;
 mod policies;
 mod process;

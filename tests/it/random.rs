@@ -186,7 +186,7 @@ fn level(random: &mut Random, depth: usize) -> Vec<RuleSpec> {
             continue;
         }
         let (limit, window) = (Limit::from(5), Window::MINUTE);
-        let limit = RateLimit { name: None, limit, window, algorithm: Algorithm::default(), replaces: Vec::new() };
+        let limit = RateLimit { name: None, limit, window, algorithm: Algorithm::default(), lease: None, replaces: Vec::new() };
         let limits = if random.one_in(4) { Limits::None } else { Limits::All(vec![limit]) };
         let share_threshold = random.one_in(4);
         let children = if depth < 3 { level(random, depth + 1) } else { Vec::new() };

@@ -4,7 +4,7 @@
 use super::{Fields, Reader};
 use crate::config::keys::Level::{Limit as InLimit, Replaced};
 use crate::config::yaml::{Node, Place, Value};
-use crate::limit::{Algorithm, Burst, Limit, LogEntries, Window};
+use crate::limit::{Algorithm, Burst, Lease, Limit, LogEntries, Window};
 use crate::rules::{Limits, RateLimit};
 
 /// How a limit counts where it does not say: as its rule or its domain does.
@@ -12,9 +12,19 @@ use crate::rules::{Limits, RateLimit};
 pub(super) struct Counting {
     /// None where what was said is no algorithm.
     algorithm: Option<Algorithm>,
-    log_entries: LogEntries,
+    /// None where it was not said.
+    log_entries: Option<LogEntries>,
     /// And where that was said.
     burst: Option<(Burst, Place)>,
+    lease: Option<(LeaseSize, Place)>,
+}
+
+/// What `lease` says.
+#[derive(Clone, Copy)]
+enum LeaseSize {
+    Hits(Lease),
+    /// Of the limit.
+    Percent(f64),
 }
 
 /// What one map under `rate_limit` says.
@@ -22,6 +32,9 @@ enum Limited {
     Unlimited { replaces: Vec<String> },
     To(RateLimit),
 }
+
+/// A lease that ends sooner, in microseconds, is hardly there before it ends.
+const LEASE_TICK_SENSIBLE: u64 = 10_000;
 
 /// The keys that a rate_limit's number is made of; without any of them it has none.
 const NUMBERS: &[&str] = &["requests_per_unit", "unit", "limit", "window", "unlimited"];
@@ -100,13 +113,45 @@ impl Reader<'_, '_> {
             }
         };
         let (limit, window) = (limit?, window?);
+        let unsaid = if counting.lease.is_some() { LogEntries::LEASED } else { LogEntries::DEFAULT };
+        let log_entries = counting.log_entries.unwrap_or(unsaid);
         let algorithm = match counting.algorithm? {
-            Algorithm::SlidingWindowLog { .. } => Algorithm::SlidingWindowLog { log_entries: counting.log_entries },
+            Algorithm::SlidingWindowLog { .. } => Algorithm::SlidingWindowLog { log_entries },
             Algorithm::TokenBucket { .. } => Algorithm::TokenBucket { burst: self.refilled(counting.burst, limit, window) },
             Algorithm::FixedWindow => Algorithm::FixedWindow,
         };
         self.unused(&fields, [algorithm].into_iter());
-        Some(Limited::To(RateLimit { name, limit, window, algorithm, replaces }))
+        let lease = counting.lease.and_then(|(size, place)| self.leased(size, place, limit, window, algorithm));
+        Some(Limited::To(RateLimit { name, limit, window, algorithm, lease, replaces }))
+    }
+
+    /// The lease of a limit that can be leased.
+    fn leased(&mut self, size: LeaseSize, place: Place, limit: Limit, window: Window, algorithm: Algorithm) -> Option<Lease> {
+        let Some(tick) = algorithm.lease_tick(window) else {
+            let what = "a token_bucket can't be leased: what is taken and not spent could not be given back exactly; \
+                        remove `lease`, or write another `algorithm`";
+            self.report.problem(place, what);
+            return None;
+        };
+        if let Algorithm::SlidingWindowLog { log_entries } = algorithm
+            && log_entries.get() < LogEntries::LEAST_LEASED
+        {
+            let what =
+                format!("a leased log has at least {} log_entries, for a lease may be recorded one tick ahead", LogEntries::LEAST_LEASED);
+            self.report.problem(place, what);
+        }
+        if tick < LEASE_TICK_SENSIBLE {
+            let what = format!("a lease of this limit ends after {tick} us, about as soon as it is fetched: it saves few calls, if any");
+            self.report.warning(place, what);
+        }
+        let lease = match size {
+            LeaseSize::Hits(lease) => lease,
+            LeaseSize::Percent(percent) => Lease::percent_of(limit, percent),
+        };
+        if lease.get() > limit.get() {
+            self.report.warning(place, format!("a lease of {} hits is more than the limit of {}", lease.get(), limit.get()));
+        }
+        Some(lease)
     }
 
     fn refilled(&mut self, burst: Option<(Burst, Place)>, limit: Limit, window: Window) -> Option<Burst> {
@@ -236,16 +281,35 @@ impl Reader<'_, '_> {
 
     /// How the domain's limits count.
     pub(super) fn counting(&self) -> Counting {
-        Counting { algorithm: self.algorithm, log_entries: LogEntries::DEFAULT, burst: None }
+        Counting { algorithm: self.algorithm, log_entries: None, burst: None, lease: None }
     }
 
     /// The same as these keys have it, which win.
     pub(super) fn counting_beside(&mut self, fields: &Fields<'_>, outer: Counting) -> Counting {
         Counting {
             algorithm: self.algorithm(fields, outer.algorithm),
-            log_entries: self.log_entries(fields).unwrap_or(outer.log_entries),
+            log_entries: self.log_entries(fields).or(outer.log_entries),
             burst: self.burst(fields).or(outer.burst),
+            lease: self.lease(fields).or(outer.lease),
         }
+    }
+
+    /// A number of hits, or a percentage of the limit.
+    fn lease(&mut self, fields: &Fields<'_>) -> Option<(LeaseSize, Place)> {
+        let node = fields.get("lease")?;
+        let text = self.report.text("lease", node)?;
+        let size = match text.strip_suffix('%') {
+            Some(percent) => {
+                let percent = percent.trim_end().parse().ok().filter(|percent| *percent > 0.0 && *percent <= 100.0);
+                percent.map(LeaseSize::Percent)
+            }
+            None => text.parse().ok().and_then(|hits| Lease::new(hits).ok()).map(LeaseSize::Hits),
+        };
+        if size.is_none() {
+            let what = format!("`{text}` is no lease: write how many hits, such as 500, or a share of the limit, such as 2%");
+            self.report.problem(node.place, what);
+        }
+        Some((size?, node.place))
     }
 
     fn burst(&mut self, fields: &Fields<'_>) -> Option<(Burst, Place)> {

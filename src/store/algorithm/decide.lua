@@ -5,7 +5,8 @@
 --            algorithm      1: sliding_window_log, 2: token_bucket, 3: fixed_window
 --            kind           0 enforce, 1 shadow, 2 quota, 3 quota in shadow
 --            count_denied   1: recorded although denied
---            refund         1: given back instead of taken; 2: taken back from where an earlier request recorded it
+--            refund         1: given back instead of taken; 2: taken back from where an earlier request recorded it;
+--                           3: granted, as many as fit, to be spent until the end of a tick
 --            last           0: more hits of this descriptor follow; 1: the descriptor ends; 2: the request ends; 3: it ends, and
 --                           the reply says where its hits are recorded
 --            counter        2 bytes: its place in KEYS
@@ -19,13 +20,16 @@
 --            pace_denied    the same, recorded although denied
 -- Reply    flat: for each request 1 (admitted) or 0, then for each of its hits: over (1 or 0), the hits used after the
 --          request, and the wait in us (-1: never); last, where that is asked for, for each hit where its counter recorded
---          what was recorded now. A request that can't be decided: its error text alone.
+--          what was recorded now, and after that of a granted one for how long, in us; its over is how many were granted.
+--          A request that can't be decided: its error text alone.
 --
 -- An algorithm is a table of functions on a counter's state, made when a batch first needs it:
 --   load(key, window)          the state as of now, or nil and why not
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
 --   recorded_at(state)         where it records now: an entry's time, a window's number, a bucket's time
+--   grant(state, hits, tick)   records hits, of which there are some, to be spent in so many us: until the end of the tick, or
+--                              of the next one where a quarter of this one is left at most; the pace at which it records
 --   take_back(state, hits, at) takes hits out that were recorded there, as if they had never been, as far as they still count
 --   wait(state, hits)          until at most so many hits, fewer than now, are counted, in us
 --   reset(state, limit)        what a hit that fits is told, in us; -1: never
@@ -93,6 +97,9 @@ local function conclude(count, admitted, say_where)
     local state = hit.state
     if hit.refund == 1 then state.algorithm.refund(state, hit.amount)
     elseif hit.refund == 2 then state.algorithm.take_back(state, hit.amount, hit.need)
+    elseif hit.refund == 3 then
+      hit.granted = math.max(math.min(hit.amount, hit.limit - state.used), 0)
+      hit.lasts = hit.granted > 0 and state.algorithm.grant(state, hit.granted, hit.pace) or 0
     elseif hit.amount > 0 then
       if admitted and not hit.out then state.algorithm.record(state, hit.amount, hit.pace)
       elseif hit.count_denied == 1 then charge(state, hit.amount, hit.most, hit.pace_denied) end
@@ -102,14 +109,24 @@ local function conclude(count, admitted, say_where)
   for i = 1, count do
     local hit = hits[i]
     -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
-    tally(hit.state, hit.over, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
+    if hit.refund == 3 then
+      -- Who got less than was asked for is told when there will be more.
+      tally(hit.state, hit.granted < hit.amount, hit.limit, 1)
+      reply[filled - 2] = hit.granted
+    else
+      tally(hit.state, hit.over, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
+    end
   end
   if say_where then
     for i = 1, count do
-      local state = hits[i].state
-      reply[filled + i] = state.algorithm.recorded_at(state)
+      local hit = hits[i]
+      filled = filled + 1
+      reply[filled] = hit.state.algorithm.recorded_at(hit.state)
+      if hit.refund == 3 then
+        filled = filled + 1
+        reply[filled] = hit.lasts
+      end
     end
-    filled = filled + count
   end
 end
 
@@ -159,7 +176,7 @@ while position <= #batch do
       hit.count_denied, hit.limit, hit.most, hit.need = count_denied, limit, most, need
       hit.pace, hit.pace_denied, hit.asked_before, hit.charged = pace, pace_denied, state.asked, 0
       if refund > 0 then
-        -- What is taken back comes as a request of its own, with nothing else in it to be judged on top.
+        -- What is taken back or granted comes as a request of its own, with nothing in it to be judged on top.
         hit.over = false
         if refund == 1 then state.sure = state.sure - math.min(amount, used) end
       elseif count_denied == 1 then

@@ -50,6 +50,12 @@ local function fixed_window()
     counted.used, counted.dirty = counted.used + hits, true
   end
 
+  local function grant(counted, hits, tick)
+    local soon = now + math.floor(tick / 4)
+    record(counted, hits)
+    return math.min(soon - soon % tick + tick - 1 - now, reset(counted))
+  end
+
   local function refund(counted, hits)
     if counted.used > 0 then counted.used, counted.dirty = math.max(counted.used - hits, 0), true end
   end
@@ -62,7 +68,7 @@ local function fixed_window()
     if counted.number == number then refund(counted, hits) end
   end
 
-  algorithm = { load = load, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
+  algorithm = { load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
     wait = reset, reset = reset, write = write }
   return algorithm
 end

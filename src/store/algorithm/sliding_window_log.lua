@@ -74,9 +74,8 @@ local function sliding_window_log()
     log.stored, log.expiry, log.dirty, log.stale, log.left = header, time, nil, nil, nil
   end
 
-  -- Records hits at the end of the current tick, or later, in the newest entry, where time went ahead.
-  local function record(log, hits, tick)
-    local at = now - now % tick + tick - 1
+  -- Records hits at this time, or later, in the newest entry, where time went ahead.
+  local function record_at(log, hits, at)
     if at > log.time then
       if log.dirty then write(log) end
       log.stored, log.time, log.before = nil, at, log.after
@@ -84,6 +83,18 @@ local function sliding_window_log()
     end
     if log.after >= TOTALS - hits then log.after = log.after - (TOTALS - hits) else log.after = log.after + hits end
     log.used, log.dirty = log.used + hits, true
+  end
+
+  -- At the end of the current tick.
+  local function record(log, hits, tick)
+    record_at(log, hits, now - now % tick + tick - 1)
+  end
+
+  local function grant(log, hits, tick)
+    local soon = now + math.floor(tick / 4)
+    local ends = soon - soon % tick + tick - 1
+    record_at(log, hits, ends)
+    return ends - now
   end
 
   -- The time of the oldest entry by whose leaving so many of the counted hits have left. Binary search by rank.
@@ -166,7 +177,7 @@ local function sliding_window_log()
     return log.first + log.window - now
   end
 
-  algorithm = { load = load, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
+  algorithm = { load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
     wait = wait, reset = reset, write = write }
   return algorithm
 end

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use redis::Value;
 
-use crate::hit::{Hit, Kind, Verdict};
+use crate::hit::{Hit, Kind, Tally, Verdict};
 use crate::limit::Algorithm;
 use crate::store::algorithm::Terms;
 use crate::store::{StoreError, key};
@@ -30,6 +30,8 @@ enum Flow {
     GivenBack = 1,
     /// From where they were recorded, which `need` then says.
     TakenBack = 2,
+    /// As many as fit.
+    Granted = 3,
 }
 
 /// What ends with a hit.
@@ -47,6 +49,17 @@ pub(super) struct Answer {
     pub verdict: Verdict,
     /// Of a part of a request: where each hit is recorded, if it is.
     pub recorded_at: Vec<u64>,
+    pub grant: Option<Grant>,
+}
+
+/// Hits taken ahead of use.
+pub(super) struct Grant {
+    pub hits: u64,
+    /// What is left beside them, and when more will be.
+    pub tally: Tally,
+    pub recorded_at: u64,
+    /// For how long from the moment of the decision, in microseconds.
+    pub lasts: u64,
 }
 
 /// Requests encoded for one call of the script.
@@ -62,6 +75,8 @@ pub(super) struct Batch {
 struct Request {
     hits: Vec<Terms>,
     is_part: bool,
+    /// Its last hit is a grant.
+    is_grant: bool,
 }
 
 /// The most hits of one request: the script is told a hit's counter in two bytes.
@@ -130,6 +145,19 @@ pub(super) fn take_back<'a>(recorded: impl Iterator<Item = (&'a Ask, u64)>) -> A
     asks.into()
 }
 
+/// Asks for so many hits ahead of use, once others, each with the hits and where they were recorded, are taken back.
+pub(super) fn grant(ask: &Ask, hits: u64, unspent: &[(u64, u64)]) -> Arc<[Ask]> {
+    let of = |flow, terms, last| Ask { kind: Kind::Shadow, count_denied: false, flow, last, terms, ..ask.clone() };
+    let back = unspent.iter().map(|(amount, at)| of(Flow::TakenBack, Terms { amount: *amount, need: *at, ..ask.terms }, Last::Descriptor));
+    back.chain([of(Flow::Granted, Terms { amount: hits, need: 1, ..ask.terms }, Last::Part)]).collect()
+}
+
+/// Takes back what was granted and not spent: hits, and where they were recorded.
+pub(super) fn give_back(ask: &Ask, unspent: &[(u64, u64)]) -> Arc<[Ask]> {
+    let asks: Vec<_> = unspent.iter().map(|(amount, _)| Ask { terms: Terms { amount: *amount, ..ask.terms }, ..ask.clone() }).collect();
+    take_back(asks.iter().zip(unspent.iter().map(|(_, at)| *at)))
+}
+
 impl Batch {
     pub fn new<'q>(requests: impl ExactSizeIterator<Item = &'q [Ask]>) -> Self {
         let mut batch = Self { keys: Vec::new(), encoded: Vec::new(), requests: Vec::with_capacity(requests.len()) };
@@ -143,8 +171,10 @@ impl Batch {
                 });
                 ask.write(place, &mut batch.encoded);
             }
-            let is_part = asks.last().is_some_and(|ask| matches!(ask.last, Last::Part));
-            batch.requests.push(Request { hits: asks.iter().map(|ask| ask.terms).collect(), is_part });
+            let last = asks.last();
+            let is_part = last.is_some_and(|ask| matches!(ask.last, Last::Part));
+            let is_grant = last.is_some_and(|ask| matches!(ask.flow, Flow::Granted));
+            batch.requests.push(Request { hits: asks.iter().map(|ask| ask.terms).collect(), is_part, is_grant });
         }
         batch
     }
@@ -189,19 +219,27 @@ fn read_request(request: &Request, values: &mut impl Iterator<Item = Value>) -> 
         Some(Value::BulkString(why)) => return Ok(Err(StoreError::Reply(String::from_utf8_lossy(&why).into_owned()))),
         _ => return Err(malformed()),
     };
+    // Of a grant, how many were granted stands where else it says whether the hit is over.
+    let mut granted = 0;
     let tallies = request.hits.iter().map(|terms| match (values.next(), values.next(), values.next()) {
         (Some(Value::Int(over)), Some(Value::Int(used)), Some(Value::Int(wait))) => {
+            granted = over.unsigned_abs();
             // A wait of -1 says: never.
             Ok(terms.tally(over == 1, used.unsigned_abs(), u64::try_from(wait).ok()))
         }
         _ => Err(malformed()),
     });
     let verdict = Verdict { admitted, by_denial: false, tallies: tallies.collect::<Result<_, _>>()? };
-    let recorded_at = request.hits.iter().filter(|_| request.is_part).map(|_| match values.next() {
-        Some(Value::Int(at)) => Ok(at.unsigned_abs()),
+    let mut number = || match values.next() {
+        Some(Value::Int(number)) => Ok(number.unsigned_abs()),
         _ => Err(malformed()),
-    });
-    Ok(Ok(Answer { verdict, recorded_at: recorded_at.collect::<Result<_, _>>()? }))
+    };
+    let recorded_at: Vec<u64> = request.hits.iter().filter(|_| request.is_part).map(|_| number()).collect::<Result<_, _>>()?;
+    let mut grant = None;
+    if let (true, Some(tally), Some(at)) = (request.is_grant, verdict.tallies.last(), recorded_at.last()) {
+        grant = Some(Grant { hits: granted, tally: *tally, recorded_at: *at, lasts: number()? });
+    }
+    Ok(Ok(Answer { verdict, recorded_at, grant }))
 }
 
 fn malformed() -> StoreError {

@@ -23,14 +23,23 @@ pub(super) struct Told<'r, 'h> {
     pub asks: &'r [Ask],
     /// None for a hit whose part has not answered.
     pub tallies: SmallVec<[Option<Tally>; 4]>,
-    /// Where a hit is recorded that was recorded only because its part admitted it.
-    recorded_at: SmallVec<[Option<u64>; 4]>,
+    /// Where a hit is counted that is counted only because its part admitted it.
+    counted: SmallVec<[Option<Counted>; 4]>,
 }
 
-/// Deals hits, each in its site and slot, to parts.
-pub(super) fn deal(places: impl Iterator<Item = (usize, u16)>) -> SmallVec<[Part; 2]> {
+/// Where a hit is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// In Redis, recorded there.
+    InRedis(u64),
+    /// Among the hits of a lease that is recorded there.
+    InLease(u64),
+}
+
+/// Deals hits, each by its place among the request's, its site and its slot, to parts.
+pub(super) fn deal(places: impl Iterator<Item = (usize, (usize, u16))>) -> SmallVec<[Part; 2]> {
     let mut parts = SmallVec::<[Part; 2]>::new();
-    for (hit, (site, slot)) in places.enumerate() {
+    for (hit, (site, slot)) in places {
         match parts.iter_mut().find(|part| part.site == site && part.slot == slot) {
             Some(part) => part.hits.push(hit),
             None => parts.push(Part { site, slot, hits: [hit].into_iter().collect() }),
@@ -41,8 +50,25 @@ pub(super) fn deal(places: impl Iterator<Item = (usize, u16)>) -> SmallVec<[Part
 
 impl<'r, 'h> Told<'r, 'h> {
     pub fn nothing(hits: &'r [Hit<'h>], asks: &'r [Ask]) -> Self {
-        let (tallies, recorded_at) = hits.iter().map(|_| (None, None)).unzip();
-        Self { hits, asks, tallies, recorded_at }
+        let (tallies, counted) = hits.iter().map(|_| (None, None)).unzip();
+        Self { hits, asks, tallies, counted }
+    }
+
+    /// Takes what a lease says of a hit.
+    pub fn leased(&mut self, hit: usize, tally: Tally, recorded_at: Option<u64>) {
+        self.tallies[hit] = Some(tally);
+        self.counted[hit] = recorded_at.map(Counted::InLease);
+    }
+
+    /// Whether what is known denies the request, however the other hits fare.
+    pub fn denies(&self, known: impl Fn(usize) -> bool) -> bool {
+        let (mut ballot, mut from) = (Ballot::default(), 0);
+        for mine in self.hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
+            let over = (from..from + mine.len()).any(|hit| self.tallies[hit].is_some_and(|tally| tally.over) || known(hit));
+            ballot.cast(mine[0].kind, over);
+            from += mine.len();
+        }
+        !ballot.admits()
     }
 
     /// Takes the answer to a part.
@@ -57,7 +83,7 @@ impl<'r, 'h> Told<'r, 'h> {
             for (hit, at) in mine.iter().zip(&mut recorded_at) {
                 let Hit { cost, count_denied, .. } = &self.hits[*hit];
                 let for_its_part = answer.verdict.admitted && !over && !count_denied && !cost.is_refund() && cost.amount() > 0;
-                self.recorded_at[*hit] = for_its_part.then_some(*at);
+                self.counted[*hit] = for_its_part.then_some(Counted::InRedis(*at));
             }
         }
     }
@@ -72,13 +98,13 @@ impl<'r, 'h> Told<'r, 'h> {
         Some(verdict)
     }
 
-    /// The hits that must not stay recorded under this verdict, and where each is recorded; the verdict's tallies are then as
-    /// without them.
-    pub fn settle(&self, verdict: &mut Verdict) -> Vec<(usize, u64)> {
+    /// The hits that must not stay counted under this verdict, and where each is; the verdict's tallies are then as without
+    /// them.
+    pub fn settle(&self, verdict: &mut Verdict) -> Vec<(usize, Counted)> {
         let mut back = Vec::new();
         for (mine, over) in self.by_descriptor(verdict) {
             if over || !verdict.admitted {
-                back.extend(mine.filter_map(|hit| Some((hit, self.recorded_at[hit]?))));
+                back.extend(mine.filter_map(|hit| Some((hit, self.counted[hit]?))));
             }
         }
         for (hit, _) in &back {

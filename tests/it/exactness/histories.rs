@@ -260,6 +260,7 @@ impl Ask {
             },
             count_denied: self.count_denied,
             on_store_failure: None,
+            lease: None,
         }
     }
 }

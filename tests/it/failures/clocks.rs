@@ -2,20 +2,14 @@
 //! by libfaketime, which leaves the monotonic one alone.
 
 use super::*;
-use crate::support::ratelimitd::scratch;
+use crate::support::ratelimitd::{faketime, scratch};
 use crate::support::redis::RedisServer;
 
 /// A server whose wall clock goes by that file.
 fn start_at(redis: &RedisServer, clock: &str) -> Ratelimitd {
-    let library = std::fs::read_dir("/usr/lib").unwrap().filter_map(|folder| Some(folder.ok()?.path().join("faketime/libfaketime.so.1")));
-    let library = library.into_iter().find(|path| path.exists());
-    let library = library.expect("these tests need libfaketime: `apt-get install libfaketime`, or run them all by `./tests/run`");
-    let environment = [
-        ("LD_PRELOAD", library.to_str().unwrap()),
-        ("FAKETIME_TIMESTAMP_FILE", clock),
-        ("FAKETIME_NO_CACHE", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-    ];
+    let library = faketime();
+    let environment =
+        [("LD_PRELOAD", library.as_str()), ("FAKETIME_TIMESTAMP_FILE", clock), ("FAKETIME_NO_CACHE", "1"), ("DONT_FAKE_MONOTONIC", "1")];
     Ratelimitd::start_with(&["--config", &rules_file(RULES), "--redis-url", &redis.url(), "--redis-timeout", DEADLINE], &environment)
 }
 

@@ -169,6 +169,15 @@ fn says(line: &Value, text: &str) -> bool {
     line["message"].as_str().is_some_and(|message| message.contains(text))
 }
 
+/// The library that bends the clocks of a process: to be its LD_PRELOAD.
+pub fn faketime() -> String {
+    let mut libraries =
+        std::fs::read_dir("/usr/lib").unwrap().filter_map(|folder| Some(folder.ok()?.path().join("faketime/libfaketime.so.1")));
+    let library = libraries.find(|path| path.exists());
+    let library = library.expect("these tests need libfaketime: `apt-get install libfaketime`, or run them all by `./tests/run`");
+    library.to_str().unwrap().to_owned()
+}
+
 /// Writes a rules file of that text and gives its path.
 pub fn rules_file(text: &str) -> String {
     let path = scratch("rules").join("rules.yaml");
