@@ -6,7 +6,8 @@
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hashbrown::{DefaultHashBuilder, HashMap};
+use hashbrown::hash_table::Entry;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
@@ -15,13 +16,17 @@ use super::algorithm::Terms;
 /// The leases of one server, shared by all its threads. All times are microseconds of a clock that never jumps and that goes on
 /// while the machine is suspended.
 pub(super) struct Leases<T> {
-    shards: Box<[Mutex<HashMap<Box<[u8]>, Account<T>>>]>,
+    shards: Box<[Shard<T>]>,
     hasher: DefaultHashBuilder,
     closed: AtomicBool,
 }
 
+/// Some counters, by key.
+type Shard<T> = Mutex<HashTable<Account<T>>>;
+
 /// One counter's.
 struct Account<T> {
+    key: Box<[u8]>,
     /// How Redis is asked for it.
     way: T,
     /// The terms that its leases were granted by.
@@ -105,14 +110,14 @@ impl<T: Clone> Leases<T> {
     /// Takes hits from a lease of the counter, if there is one that has so many. `most` bounds one lease. Also says what is to
     /// be fetched, which whoever asks then has to do, and tell [`Leases::granted`] or [`Leases::failed`].
     pub fn take(&self, key: &[u8], terms: &Terms, most: u64, now: u64, way: impl FnOnce() -> T) -> (Taken, Option<Fetch<T>>) {
-        let mut shard = self.shard(key).lock();
-        if !shard.contains_key(key) {
-            if shard.len() >= ACCOUNTS_MAX / SHARDS || self.closed.load(Ordering::Acquire) {
-                return (Taken::Ask, None);
-            }
-            shard.insert(key.into(), Account::new(way(), terms, now));
-        }
-        let Some(account) = shard.get_mut(key) else { return (Taken::Ask, None) };
+        let (hash, shard) = self.shard(key);
+        let mut shard = shard.lock();
+        let is_full = shard.len() >= ACCOUNTS_MAX / SHARDS || self.closed.load(Ordering::Acquire);
+        let account = match shard.entry(hash, |account| *account.key == *key, |account| self.hasher.hash_one(&*account.key)) {
+            Entry::Occupied(account) => account.into_mut(),
+            Entry::Vacant(_) if is_full => return (Taken::Ask, None),
+            Entry::Vacant(place) => place.insert(Account::new(key, way(), terms, now)).into_mut(),
+        };
         account.judge_by(terms);
         account.let_go(now);
         account.demand.add(terms.amount, now, terms.pace);
@@ -125,48 +130,44 @@ impl<T: Clone> Leases<T> {
     /// given back.
     pub fn granted(&self, key: &[u8], terms: &Terms, sent: u64, asked: u64, granted: Granted, now: u64) -> Option<(u64, u64)> {
         let Granted { hits, recorded_at, lasts, free, wait } = granted;
-        let mut shard = self.shard(key).lock();
-        let account = shard.get_mut(key).filter(|account| account.limit == terms.limit && account.tick == terms.pace);
-        let Some(account) = account.filter(|_| !self.closed.load(Ordering::Acquire)) else {
-            if let Some(account) = shard.get_mut(key) {
-                account.fetching = false;
+        let taken = self.with(key, |account| {
+            account.fetching = false;
+            if account.limit != terms.limit || account.tick != terms.pace || self.closed.load(Ordering::Acquire) {
+                return false;
             }
-            return (hits > 0).then_some((hits, recorded_at));
-        };
-        account.fetching = false;
-        (account.free, account.leaves) = (free, sent + wait);
-        account.dry_until = if hits < asked { sent + wait } else { 0 };
-        if hits > 0 {
-            // A thousandth less: two clocks do not drift apart by more.
-            let ends = sent + lasts - lasts / 1_000;
-            let place = account.leases.partition_point(|lease| lease.ends <= ends);
-            account.leases.insert(place, Lease { left: hits, ends, recorded_at });
-            account.let_go(now);
-        }
-        None
+            (account.free, account.leaves) = (free, sent + wait);
+            account.dry_until = if hits < asked { sent + wait } else { 0 };
+            if hits > 0 {
+                // A thousandth less: two clocks do not drift apart by more.
+                let ends = sent + lasts - lasts / 1_000;
+                let place = account.leases.partition_point(|lease| lease.ends <= ends);
+                account.leases.insert(place, Lease { left: hits, ends, recorded_at });
+                account.let_go(now);
+            }
+            true
+        });
+        (taken != Some(true) && hits > 0).then_some((hits, recorded_at))
     }
 
     /// Redis gave no answer.
     pub fn failed(&self, key: &[u8]) {
-        if let Some(account) = self.shard(key).lock().get_mut(key) {
-            account.fetching = false;
-        }
+        self.with(key, |account| account.fetching = false);
     }
 
     /// Puts hits back that were taken and not spent, if their lease has not ended; else they are lost.
     pub fn put_back(&self, key: &[u8], hits: u64, recorded_at: u64, now: u64) {
-        if let Some(account) = self.shard(key).lock().get_mut(key)
-            && let Some(lease) = account.leases.iter_mut().find(|lease| lease.recorded_at == recorded_at && lease.ends > now)
-        {
-            lease.left += hits;
-        }
+        self.with(key, |account| {
+            if let Some(lease) = account.leases.iter_mut().find(|lease| lease.recorded_at == recorded_at && lease.ends > now) {
+                lease.left += hits;
+            }
+        });
     }
 
     /// What leases that have ended did not spend. Forgets counters that nobody asks for.
     pub fn sweep(&self, now: u64) -> Vec<(T, Vec<(u64, u64)>)> {
         let mut unspent = Vec::new();
         for shard in &self.shards {
-            shard.lock().retain(|_, account| {
+            shard.lock().retain(|account| {
                 account.let_go(now);
                 if !account.unspent.is_empty() {
                     unspent.push((account.way.clone(), std::mem::take(&mut account.unspent)));
@@ -183,16 +184,36 @@ impl<T: Clone> Leases<T> {
         self.sweep(u64::MAX)
     }
 
-    fn shard(&self, key: &[u8]) -> &Mutex<HashMap<Box<[u8]>, Account<T>>> {
-        &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
+    /// Does something to a counter's account, if it has one.
+    fn with<R>(&self, key: &[u8], act: impl FnOnce(&mut Account<T>) -> R) -> Option<R> {
+        let (hash, shard) = self.shard(key);
+        shard.lock().find_mut(hash, |account| *account.key == *key).map(act)
+    }
+
+    /// The key's hash, and its shard. A shard's table goes by the hash's low bits and its top seven.
+    fn shard(&self, key: &[u8]) -> (u64, &Shard<T>) {
+        let hash = self.hasher.hash_one(key);
+        (hash, &self.shards[(hash >> 32) as usize % SHARDS])
     }
 }
 
 impl<T: Clone> Account<T> {
-    fn new(way: T, terms: &Terms, now: u64) -> Self {
+    fn new(key: &[u8], way: T, terms: &Terms, now: u64) -> Self {
         let demand = Demand { rate: 0.0, counted: 0, since: now };
         let (limit, tick) = (terms.limit, terms.pace);
-        Self { way, limit, tick, leases: SmallVec::new(), unspent: Vec::new(), free: 0, leaves: 0, dry_until: 0, demand, fetching: false }
+        Self {
+            key: key.into(),
+            way,
+            limit,
+            tick,
+            leases: SmallVec::new(),
+            unspent: Vec::new(),
+            free: 0,
+            leaves: 0,
+            dry_until: 0,
+            demand,
+            fetching: false,
+        }
     }
 
     /// Under another limit what was granted by the one before may be too much.

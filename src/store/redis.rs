@@ -313,18 +313,17 @@ impl Redis {
         if !hits.iter().all(leaves_nothing_when_denied) {
             return None;
         }
-        let known =
-            |(ask, tally): (&Ask, &Option<Tally>)| if tally.is_none() { denials.find(&ask.key, &ask.terms, asked.at) } else { None };
-        let known: SmallVec<[Option<Known>; 2]> = asks.iter().zip(tallies).map(known).collect();
-        if !answers.denies(|hit| known[hit].is_some()) {
+        let find = |(ask, tally): (&Ask, &Option<Tally>)| if tally.is_none() { denials.find(&ask.key, &ask.terms, asked.at) } else { None };
+        let found: SmallVec<[Option<Known>; 2]> = asks.iter().zip(tallies).map(find).collect();
+        if !answers.denies(|hit| found[hit].is_some()) {
             return None;
         }
-        let tally = |(((hit, ask), tally), known): (((&Hit<'_>, &Ask), &Option<Tally>), Option<Known>)| {
-            let denied =
-                known.map(|Known { remaining, wait }| ask.terms.tally(true, ask.terms.limit.saturating_sub(remaining), Some(wait)));
-            tally.or(denied).unwrap_or_else(|| hit.unasked())
+        let tally = |at: usize| {
+            let terms = &asks[at].terms;
+            let denied = |Known { remaining, wait }| terms.tally(true, terms.limit.saturating_sub(remaining), Some(wait));
+            tallies[at].or(found[at].map(denied)).unwrap_or_else(|| hits[at].unasked())
         };
-        let tallies = hits.iter().zip(*asks).zip(tallies).zip(known).map(tally).collect();
+        let tallies = (0..hits.len()).map(tally).collect();
         Some(Verdict { admitted: false, by_denial: true, tallies })
     }
 

@@ -1,0 +1,106 @@
+//! What a full log costs a client, and how late its hits leave at worst, for several bounds on its entries and several limits:
+//! bytes in Redis, Redis's time for a decision on it, lateness. Real redis-server, stepped time, a window of a day. Prints a
+//! table; compare times of one run only. `cargo bench --bench log`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
+
+use std::time::Duration;
+
+use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind};
+use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, LogEntries, Window};
+use distributed_rate_limiter::metrics::RedisSeries;
+use distributed_rate_limiter::store::redis::RedisOptions;
+use distributed_rate_limiter::store::{Clock, Redis, SteppedClock, Store};
+use support::redis::RedisServer;
+use tokio::runtime::Runtime;
+
+/// The tests' Redis.
+#[path = "../tests/it/support"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod support {
+    pub mod redis;
+}
+
+const ENTRIES: [u32; 4] = [100, 128, 1_000, 10_000];
+const LIMITS: [u32; 5] = [100, 1_000, 10_000, 100_000, 1_000_000];
+
+/// Decisions that are timed on each log.
+const DECISIONS: u64 = 500;
+
+/// A log on a Redis in stepped time.
+struct Bench {
+    runtime: Runtime,
+    store: Store,
+    clock: SteppedClock,
+    server: RedisServer,
+}
+
+fn main() {
+    let server = RedisServer::start_without_expiry();
+    let clock = SteppedClock::starting_at(1_800_000_000_000_000);
+    let options =
+        RedisOptions { denials_max: 0, clock: Clock::Stepped(clock.clone()), ..RedisOptions::new(server.url(), Duration::from_secs(20)) };
+    let store = Store::Redis(Redis::new(&options, RedisSeries::detached()).unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bench = Bench { runtime, store, clock, server };
+    println!("| log_entries | limit | entries when full | bytes in Redis | bytes in memory | Redis's time for a decision | late at most |");
+    println!("|---|---|---|---|---|---|---|");
+    for entries in ENTRIES {
+        for limit in LIMITS {
+            bench.measure(entries, limit);
+        }
+    }
+}
+
+impl Bench {
+    fn measure(&self, entries: u32, limit: u32) {
+        let (bound, client) = (LogEntries::new(entries).unwrap(), format!("{entries}-{limit}"));
+        let window = Window::DAY.micros();
+        let tick = bound.tick(Limit::from(limit), Window::DAY);
+        // As many records as fit, at the beginning of ticks, so that they leave as late as can be. The last entry but one is
+        // filled a window after the first one began.
+        let records = u64::from(entries.min(limit));
+        let step = if tick == 1 { window / records } else { tick };
+        self.clock.set((self.clock.now() / step + 2) * step);
+        let first = self.clock.now();
+        let each = u64::from(limit) / records;
+        for number in 0..records - 1 {
+            let hits = if number == records - 2 { u64::from(limit) - each * (records - 2) } else { each };
+            assert!(self.ask(&client, bound, limit, hits).0, "{client}: record {number}");
+            if number < records - 2 {
+                self.clock.step(step);
+            }
+        }
+        let (admitted, wait) = self.ask(&client, bound, limit, each);
+        assert!(!admitted, "{client} is full");
+        let late = self.clock.now() + wait - (first + window);
+        let key = format!("1{{bench|{client}}}log|{window}|hit");
+        let bytes: u64 = redis::from_redis_value(self.server.command(&["MEMORY", "USAGE", &key, "SAMPLES", "0"])).unwrap();
+        let held: u64 = redis::from_redis_value(self.server.command(&["ZCARD", &key])).unwrap();
+        self.server.command(&["CONFIG", "RESETSTAT"]);
+        for _ in 0..DECISIONS {
+            self.clock.step(step);
+            self.ask(&client, bound, limit, 1);
+        }
+        let stats: String = redis::from_redis_value(self.server.command(&["INFO", "commandstats"])).unwrap();
+        let spent = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap();
+        let per_call: f64 = spent.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+        let late = if late == 0 { "not at all".to_owned() } else { format!("{:.1} s", late as f64 / 1e6) };
+        println!("| {entries} | {limit} | {held} | {bytes} | {} | {per_call:.1} us | {late} |", 16 * held);
+    }
+
+    /// Whether so many hits pass, and how long to wait.
+    fn ask(&self, client: &str, log_entries: LogEntries, limit: u32, hits: u64) -> (bool, u64) {
+        let counter = Counter {
+            domain: "bench",
+            client: [client].into_iter().collect(),
+            action: Action::named("hit"),
+            algorithm: Algorithm::SlidingWindowLog { log_entries },
+            window: Window::DAY,
+        };
+        let (limit, cost) = (Limit::from(limit), Cost::take(hits));
+        let hit =
+            Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None };
+        let verdict = self.runtime.block_on(self.store.decide(&[hit], None)).unwrap();
+        (verdict.admitted, verdict.tallies[0].reset.as_micros() as u64)
+    }
+}
