@@ -362,7 +362,7 @@ fn describe(recorder: &PrometheusRecorder) {
         (STORE_FAILURES, "Requests that a store did not answer, by reason"),
         (STORE_EVICTIONS, "Counters dropped before their time because the memory store was full"),
         (POLICY_ANSWERS, "Requests answered by the failure policy because the store gave no answer"),
-        (DENIAL_ANSWERS, "Requests denied by a remembered denial, without asking the store"),
+        (DENIAL_ANSWERS, "Requests denied by a remembered denial or a lease that is used up, without asking the store"),
         (TAKEN_BACK, "Hits recorded in one slot or store and taken back because another one denied their request"),
         (LEASE_ANSWERS, "Requests decided by hits taken from the store ahead of use, without asking it"),
         (LEASE_FETCHES, "Calls for hits ahead of use"),

@@ -44,6 +44,8 @@ struct Account<T> {
     demand: Demand,
     /// Somebody is asking for the next lease.
     fetching: bool,
+    /// Nobody is to ask before, because Redis gave no answer.
+    rests_until: u64,
 }
 
 struct Lease {
@@ -98,6 +100,10 @@ const SHARDS: usize = 64;
 /// The first lease of a counter that nobody has asked for lately.
 const FIRST: f64 = 8.0;
 
+/// Between a fetch that failed and the next one, in microseconds: the failure policy answers meanwhile, and a dead Redis is not
+/// asked for leases at each request.
+const FAILED_PAUSE: u64 = 100_000;
+
 /// Time that fetching a lease may take, in microseconds: so much is still there when the next one is asked for.
 const FETCH_TIME: f64 = 3_000.0;
 
@@ -149,9 +155,13 @@ impl<T: Clone> Leases<T> {
         (taken != Some(true) && hits > 0).then_some((hits, recorded_at))
     }
 
-    /// Redis gave no answer.
-    pub fn failed(&self, key: &[u8]) {
-        self.with(key, |account| account.fetching = false);
+    /// Redis gave no answer, unless [`Leases::granted`] was told of one.
+    pub fn failed(&self, key: &[u8], now: u64) {
+        self.with(key, |account| {
+            if std::mem::take(&mut account.fetching) {
+                account.rests_until = now + FAILED_PAUSE;
+            }
+        });
     }
 
     /// Puts hits back that were taken and not spent, if their lease has not ended; else they are lost.
@@ -213,6 +223,7 @@ impl<T: Clone> Account<T> {
             dry_until: 0,
             demand,
             fetching: false,
+            rests_until: 0,
         }
     }
 
@@ -249,7 +260,7 @@ impl<T: Clone> Account<T> {
 
     /// What is to be fetched now, if anything.
     fn next(&mut self, most: u64, now: u64) -> Option<Fetch<T>> {
-        if self.fetching || now < self.dry_until {
+        if self.fetching || now < self.dry_until || now < self.rests_until {
             return None;
         }
         let (tick, held, rate) = (self.tick as f64, self.held() as f64, self.demand.rate(now, self.tick));
@@ -541,7 +552,7 @@ mod tests {
                 calls += 1;
                 let sent = server.clock(now);
                 if random.below(20) == 0 {
-                    server.leases.failed(key);
+                    server.leases.failed(key, sent);
                 } else {
                     under_way.push((now + random.below(window / 500), Message::Hits { from: (number, server.number), sent, hits, back }));
                 }

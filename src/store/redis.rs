@@ -134,6 +134,7 @@ struct Way {
 /// A lease that is being fetched.
 struct Fetching {
     leases: Arc<Leases<Way>>,
+    clock: Clock,
     key: Box<[u8]>,
 }
 
@@ -284,7 +285,7 @@ impl Redis {
     /// Asks for the next lease of a counter. Whatever comes of it, somebody else may ask after it.
     async fn fetch(self, fetch: Fetch<Way>) {
         let Fetch { way: Way { site, slot, ask }, hits, unspent } = fetch;
-        let fetching = Fetching { leases: Arc::clone(&self.shared.leases), key: ask.key.clone() };
+        let fetching = Fetching { leases: Arc::clone(&self.shared.leases), clock: self.shared.clock.clone(), key: ask.key.clone() };
         self.own.series.lease_fetches.increment(1);
         self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
         let errand = Errand { asks: batch::grant(&ask, hits, &unspent), slot, manner: Manner::Batched };
@@ -415,7 +416,7 @@ impl Redis {
 impl Drop for Fetching {
     /// Also where its runtime has gone.
     fn drop(&mut self) {
-        self.leases.failed(&self.key);
+        self.leases.failed(&self.key, self.clock.steady());
     }
 }
 

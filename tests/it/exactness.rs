@@ -11,6 +11,7 @@ mod denials;
 mod histories;
 mod layout;
 mod leases;
+mod long_run;
 mod redis_only;
 mod take_backs;
 mod windows;
