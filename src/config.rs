@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::limit::Algorithm;
 use crate::rules::{DomainSpec, Limits, RuleSpec, Rules};
 
 mod keys;
@@ -34,6 +35,8 @@ pub const MAX_FOLDER_DEPTH: usize = 32;
 pub struct LoadOptions {
     /// Several files may describe one domain: their rules at the top are put together, in the files' order.
     pub merge_domains: bool,
+    /// How limits are counted that don't say, those that requests bring along included.
+    pub default_algorithm: Algorithm,
 }
 
 /// Rules that loaded, and what to tell about them.
@@ -160,7 +163,7 @@ fn compile(found: Found, options: LoadOptions) -> Result<Loaded, Problems> {
             continue;
         }
         files.push(source);
-        if let Some(described) = root.and_then(|root| language::domain(&root, &mut report)) {
+        if let Some(described) = root.and_then(|root| language::domain(&root, options.default_algorithm, &mut report)) {
             domains.add(described, &mut report);
         }
         problems.append(&mut report.problems);
@@ -387,6 +390,8 @@ fn read(file: &Path) -> Result<String, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::descriptor::{Descriptor, Entry, LimitOverride, Request, RequestBounds};
+    use crate::limit::{Limit, Window};
 
     fn fixtures(kind: &str) -> Vec<PathBuf> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/rules").join(kind);
@@ -471,8 +476,23 @@ mod tests {
     }
 
     #[test]
+    fn the_default_algorithm_is_that_of_limits_that_say_none_and_of_those_that_requests_bring_along() {
+        let text = "domain: d\ndescriptors:\n- {key: a, rate_limit: {limit: 5, window: 10s}}\n- {key: b, algorithm: token_bucket, rate_limit: {limit: 5, window: 10s}}\n";
+        let options = LoadOptions { default_algorithm: Algorithm::FixedWindow, ..LoadOptions::default() };
+        let rules = parse(&texts(&[("a.yaml", text)]), options).unwrap_or_else(|problems| panic!("{problems}")).rules;
+        let counted = |key: &str, limit: Option<LimitOverride>| {
+            let descriptor = Descriptor { entries: vec![Entry::new(key, "x")], limit, ..Descriptor::default() };
+            let request = Request::new("d".to_owned(), vec![descriptor], 1, RequestBounds::default()).unwrap();
+            rules.find(&request).hits[0].counter.algorithm.as_str()
+        };
+        assert_eq!((counted("a", None), counted("b", None)), ("fixed_window", "token_bucket"));
+        let brought = LimitOverride::Limit { limit: Limit::from(1), window: Window::MINUTE };
+        assert_eq!(counted("b", Some(brought)), "fixed_window");
+    }
+
+    #[test]
     fn merged_domains_are_put_together_in_the_files_order() {
-        let merged = |files: &[(&str, &str)]| parse(&texts(files), LoadOptions { merge_domains: true });
+        let merged = |files: &[(&str, &str)]| parse(&texts(files), LoadOptions { merge_domains: true, ..LoadOptions::default() });
         let rule = |value: &str| format!("domain: x\ndescriptors: [{{key: a, value: {value}, rate_limit: {{limit: 1, window: 1s}}}}]\n");
         let loaded = merged(&[("a", &rule("1")), ("b", &rule("2")), ("c", "domain: x\ndefault: {limit: 1, window: 1s}\n")]);
         assert_eq!(loaded.unwrap_or_else(|problems| panic!("{problems}")).rules.counts(), (1, 3));
@@ -488,7 +508,8 @@ mod tests {
     fn a_rule_that_another_files_wildcard_hides_is_warned_of() {
         let rule = |value: &str| format!("domain: x\ndescriptors: [{{key: a, value: '{value}', rate_limit: {{limit: 1, window: 1s}}}}]\n");
         let files = texts(&[("a", &rule("w*")), ("b", &rule("wx*")), ("c", &rule("wx"))]);
-        let loaded = parse(&files, LoadOptions { merge_domains: true }).unwrap_or_else(|problems| panic!("{problems}"));
+        let loaded =
+            parse(&files, LoadOptions { merge_domains: true, ..LoadOptions::default() }).unwrap_or_else(|problems| panic!("{problems}"));
         assert_eq!(lines(&loaded.warnings), "b:2:15: `a: wx*` is never reached: `a: w*` at a:2 takes all that it would");
     }
 

@@ -32,6 +32,8 @@ pub struct DomainSpec {
     pub default: Vec<RateLimit>,
     /// Of the rules that don't say otherwise.
     pub on_store_failure: Option<FailurePolicy>,
+    /// How limits are counted that requests bring along.
+    pub override_algorithm: Algorithm,
 }
 
 /// One rule as it was written, with the rules below it.
@@ -152,6 +154,7 @@ struct Domain {
     /// Some rule replaces others: only then is it asked which.
     replaces: bool,
     on_store_failure: Option<FailurePolicy>,
+    override_algorithm: Algorithm,
 }
 
 impl RateLimit {
@@ -229,7 +232,7 @@ impl Rules {
             };
             match (found.matches[index], carried_limit(descriptor)) {
                 (Match::Override, Some((limit, window))) => {
-                    let counter = override_counter(&domain.name, descriptor, window);
+                    let counter = override_counter(domain, descriptor, window);
                     found.hits.push(hit(Kind::Enforce, counter, limit, None, domain.on_store_failure, None));
                     found.limits.push(None);
                 }
@@ -297,7 +300,7 @@ impl Rules {
             let unknown = |key| RulesError::UnknownClientKey { path: action_of(path).to_string(), key };
             Ok(Rule::new(&name, path, policy).map_err(unknown)?.map(&mut add))
         })?;
-        Ok(Domain { name, tree, default, replaces, on_store_failure: policy })
+        Ok(Domain { name, tree, default, replaces, on_store_failure: policy, override_algorithm: spec.override_algorithm })
     }
 }
 
@@ -346,12 +349,12 @@ fn carried_limit(descriptor: &Descriptor) -> Option<(Limit, Window)> {
     }
 }
 
-fn override_counter<'a>(domain: &'a str, descriptor: &'a Descriptor, window: Window) -> Counter<'a> {
+fn override_counter<'a>(domain: &'a Domain, descriptor: &'a Descriptor, window: Window) -> Counter<'a> {
     Counter {
-        domain,
+        domain: &domain.name,
         client: descriptor.entries.iter().map(|entry| entry.value.as_str()).collect::<Client<'_>>(),
         action: Action::of_override(descriptor.entries.iter().map(|entry| entry.key.as_str())),
-        algorithm: Algorithm::default(),
+        algorithm: domain.override_algorithm,
         window,
     }
 }
@@ -520,6 +523,7 @@ mod tests {
             rules: vec![with("none", Limits::None), rule("k", "", vec![])],
             default: vec![limit("", &[])],
             on_store_failure: Some(FailurePolicy::Deny),
+            ..DomainSpec::default()
         };
         let rules = Rules::new(vec![spec]).unwrap();
         let asked: &[&[(&str, &str)]] = &[&[("x", "1"), ("y", "2")], &[("none", "1")], &[("k", "1")], &[]];

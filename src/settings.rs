@@ -15,7 +15,7 @@ use crate::config::LoadOptions;
 use crate::descriptor::RequestBounds;
 use crate::grpc::{LimitHeaders, ReplyOptions};
 use crate::hit::FailurePolicy;
-use crate::limit::parse_duration;
+use crate::limit::{Algorithm, LimitError, parse_duration};
 use crate::limiter::Modes;
 use crate::store::RedisOptions;
 pub use redis::RedisArgs;
@@ -172,6 +172,10 @@ pub struct RulesArgs {
     /// Put the rules of several files with the same domain together
     #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
     merge_domain_config: bool,
+
+    /// How limits are counted that don't say: sliding_window_log, token_bucket or fixed_window
+    #[arg(long, env = "DEFAULT_ALGORITHM", value_name = "ALGORITHM", default_value = "sliding_window_log", value_parser = algorithm)]
+    default_algorithm: Algorithm,
 }
 
 /// How to serve, as it is meant.
@@ -365,7 +369,7 @@ impl ServeArgs {
 
 impl RulesArgs {
     pub fn options(&self) -> LoadOptions {
-        LoadOptions { merge_domains: self.merge_domain_config }
+        LoadOptions { merge_domains: self.merge_domain_config, default_algorithm: self.default_algorithm }
     }
 
     /// Where they are.
@@ -465,6 +469,11 @@ fn header_name(text: &str) -> Result<String, String> {
     name.map(|_| text.to_owned()).map_err(|_| "must be the name of a header".to_owned())
 }
 
+/// An empty one is as good as none.
+pub(crate) fn algorithm(text: &str) -> Result<Algorithm, LimitError> {
+    if text.is_empty() { Ok(Algorithm::default()) } else { text.parse() }
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text).map_err(|error| error.to_string())?;
     if duration.is_zero() { Err("must be more than 0".to_owned()) } else { Ok(duration) }
@@ -543,6 +552,12 @@ mod tests {
         ] {
             assert!(redis(wrong).unwrap_err().to_string().contains(says), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn the_default_algorithm_is_read_by_its_name_and_an_empty_one_is_none() {
+        let of = |name: &str| settle(&["--default-algorithm", name], &[]).unwrap().load_options.default_algorithm.as_str();
+        assert_eq!((of("fixed_window"), of("")), ("fixed_window", "sliding_window_log"));
     }
 
     #[test]

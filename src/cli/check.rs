@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::config::{self, LoadOptions, Problem};
-use crate::settings::boolean;
+use crate::limit::Algorithm;
+use crate::settings::{algorithm, boolean};
 
 /// What to check, and how to tell.
 #[derive(Args)]
@@ -27,6 +28,10 @@ pub struct CheckArgs {
     /// Put the rules of several files with the same domain together
     #[arg(long, env = "MERGE_DOMAIN_CONFIG", value_parser = boolean)]
     merge_domain_config: bool,
+
+    /// How limits are counted that don't say: sliding_window_log, token_bucket or fixed_window
+    #[arg(long, env = "DEFAULT_ALGORITHM", value_name = "ALGORITHM", default_value = "sliding_window_log", value_parser = algorithm)]
+    default_algorithm: Algorithm,
 
     /// Print the JSON Schema of rules files instead
     #[arg(long)]
@@ -70,7 +75,8 @@ pub fn run(args: &CheckArgs) -> ExitCode {
 }
 
 fn check(args: &CheckArgs) -> Outcome {
-    match config::load(&args.paths, LoadOptions { merge_domains: args.merge_domain_config }) {
+    let options = LoadOptions { merge_domains: args.merge_domain_config, default_algorithm: args.default_algorithm };
+    match config::load(&args.paths, options) {
         Ok(loaded) => {
             let (domains, rules) = loaded.rules.counts();
             let summary = Summary { files: loaded.files.len(), domains, rules, hash: loaded.hash };

@@ -56,10 +56,10 @@ const OF_A_LIMIT: &[&str] = &[
     "lease",
 ];
 
-/// What a file describes; `None` where its domain cannot even be named.
-pub(super) fn domain(root: &Node, report: &mut Report<'_>) -> Option<Described> {
-    let algorithm = Some(Algorithm::default());
-    Reader { report, path: Vec::new(), lints: Lints::default(), replaced: Vec::new(), algorithm }.file(root)
+/// What a file describes, by that algorithm where it says none; `None` where its domain cannot even be named.
+pub(super) fn domain(root: &Node, default: Algorithm, report: &mut Report<'_>) -> Option<Described> {
+    let (path, lints, replaced) = (Vec::new(), Lints::default(), Vec::new());
+    Reader { report, path, lints, replaced, override_algorithm: default, algorithm: Some(default) }.file(root)
 }
 
 struct Reader<'r, 'f> {
@@ -68,6 +68,7 @@ struct Reader<'r, 'f> {
     path: Vec<(String, Option<String>)>,
     lints: Lints,
     replaced: Vec<(Place, String)>,
+    override_algorithm: Algorithm,
     /// How the domain counts; None where what it says is no algorithm.
     algorithm: Option<Algorithm>,
 }
@@ -105,7 +106,7 @@ impl Reader<'_, '_> {
             Some(node) => {
                 let name = self.report.text("domain", node)?;
                 if !name.is_empty() {
-                    let spec = DomainSpec { name, rules, default, on_store_failure };
+                    let spec = DomainSpec { name, rules, default, on_store_failure, override_algorithm: self.override_algorithm };
                     return Some(Described { spec, place, rules: places, replaced: self.replaced });
                 }
                 self.report.problem(place, "`domain` is empty: give it the name that Envoy sends");
@@ -357,7 +358,7 @@ mod tests {
     fn rules(descriptors: &str) -> Vec<RuleSpec> {
         let mut report = Report { file: Path::new("f"), problems: Vec::new(), warnings: Vec::new() };
         let root = yaml::read(&format!("domain: d\ndescriptors:\n{descriptors}"), &mut report).unwrap();
-        let Described { spec, place, .. } = domain(&root, &mut report).unwrap();
+        let Described { spec, place, .. } = domain(&root, Algorithm::default(), &mut report).unwrap();
         assert_eq!((spec.name.as_str(), place, &report.problems), ("d", Place { line: 1, column: 9 }, &Vec::new()));
         spec.rules
     }
@@ -422,7 +423,7 @@ mod tests {
                        {limit: 5, window: 10s, algorithm: sliding_window_log}]}";
         let mut report = Report { file: Path::new("f"), problems: Vec::new(), warnings: Vec::new() };
         let root = yaml::read(text, &mut report).unwrap();
-        let spec = domain(&root, &mut report).unwrap().spec;
+        let spec = domain(&root, Algorithm::default(), &mut report).unwrap().spec;
         assert_eq!(report.problems, []);
         let algorithms = |limits: &[RateLimit]| limits.iter().map(|limit| limit.algorithm).collect::<Vec<_>>();
         let bucket = |burst| Algorithm::TokenBucket { burst: Burst::new(burst).ok() };

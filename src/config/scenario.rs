@@ -36,7 +36,7 @@ use super::scalars::Known;
 use super::yaml::{self, Node, Place, Value};
 use super::{LoadOptions, Problem, Problems, Report, read, unplaced};
 use crate::descriptor::{Descriptor, Entry, LimitOverride, Request, RequestBounds};
-use crate::limit::{Limit, Micros, Window, parse_duration};
+use crate::limit::{Algorithm, Limit, Micros, Window, parse_duration};
 
 /// A file of tests.
 pub struct Suite {
@@ -132,9 +132,10 @@ struct Reader<'r, 'f> {
 
 impl Reader<'_, '_> {
     fn suite(&mut self, root: &Node) -> Option<Suite> {
-        let known = self.report.known("a file of tests", root, &["rules", "merge_domain_config", "tests"])?;
+        let known = self.report.known("a file of tests", root, &["rules", "merge_domain_config", "default_algorithm", "tests"])?;
         let rules = known.get("rules").map(|node| self.rules(node)).unwrap_or_default();
         let merge_domains = known.get("merge_domain_config").and_then(|node| self.report.flag("merge_domain_config", node));
+        let algorithm = known.get("default_algorithm").and_then(|node| self.algorithm(node));
         let Some(node) = known.get("tests") else {
             self.report.problem(root.place, "`tests` is missing: list the tests under it");
             return None;
@@ -144,7 +145,14 @@ impl Reader<'_, '_> {
             self.report.problem(node.place, "there is no test in this file: write one");
         }
         let scenarios = items.iter().filter_map(|item| self.scenario(item)).collect();
-        Some(Suite { rules, options: LoadOptions { merge_domains: merge_domains.unwrap_or_default() }, scenarios })
+        let (merge_domains, default_algorithm) = (merge_domains.unwrap_or_default(), algorithm.unwrap_or_default());
+        let options = LoadOptions { merge_domains, default_algorithm };
+        Some(Suite { rules, options, scenarios })
+    }
+
+    fn algorithm(&mut self, node: &Node) -> Option<Algorithm> {
+        let name = self.report.text("default_algorithm", node)?;
+        self.report.judged(node, name.parse())
     }
 
     fn rules(&mut self, node: &Node) -> Vec<PathBuf> {

@@ -140,7 +140,7 @@ fn any_text_loads_or_is_refused_with_places_in_it() {
             spoil(random, &mut chars);
             text = chars.into_iter().collect();
         }
-        let options = LoadOptions { merge_domains: random.one_in(2) };
+        let options = LoadOptions { merge_domains: random.one_in(2), ..LoadOptions::default() };
         let files = [(PathBuf::from("f"), text.clone()), (PathBuf::from("g"), text.clone())];
         let (said, loaded) = match config::parse(&files[..=random.below(2)], options) {
             Ok(loaded) => (loaded.warnings, Some(loaded.rules)),
