@@ -179,7 +179,8 @@ impl RateLimiter {
         Ok(Answer { allowed: verdict.admitted, remaining, reset_after })
     }
 
-    /// Waits until what is under way toward the store has been answered.
+    /// Ends all leases, for good, and waits until what is under way toward the store has been answered. Requests are decided
+    /// after it as before, but each asks the store.
     pub async fn drain(&self) {
         self.store.drain().await;
     }

@@ -119,7 +119,7 @@ impl Store {
         }
     }
 
-    /// Waits until what is under way toward the store has been answered, its timeout at most.
+    /// Ends all leases, for good, and waits until what is under way toward the store has been answered, its timeout at most.
     pub async fn drain(&self) {
         match self {
             Self::Memory(_) => {}

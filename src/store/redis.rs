@@ -28,7 +28,7 @@ use crate::hit::{Hit, Tally, Verdict};
 use crate::limit::Window;
 use crate::metrics::RedisSeries;
 use batch::Ask;
-use node::{Errand, Manner};
+use node::{Errand, Manner, Refusal};
 use parts::{Counted, Told};
 use site::{Making, SharedSite, Site};
 
@@ -137,6 +137,9 @@ struct Fetching {
     clock: Clock,
     key: Box<[u8]>,
 }
+
+/// Timeouts that a lease may take to come: one in the queue, one to connect, one for the call, and one to spare.
+const FETCH_TIMEOUTS: u32 = 4;
 
 /// Of a request with more hits no denial is remembered: each is compared with those before it.
 const REMEMBERED_HITS_MAX: usize = 64;
@@ -289,7 +292,8 @@ impl Redis {
         self.own.series.lease_fetches.increment(1);
         self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
         let errand = Errand { asks: batch::grant(&ask, hits, &unspent), slot, manner: Manner::Batched };
-        let (sent, within) = (self.shared.clock.steady(), self.shared.timeout);
+        // Longer than a request would wait: an answer that comes late gives its lease as well.
+        let (sent, within) = (self.shared.clock.steady(), self.shared.timeout * FETCH_TIMEOUTS);
         let answer = self.own.sites[site].ask(errand, Instant::now() + within, within).await;
         let Some(grant) = answer.ok().and_then(|answer| answer.grant) else { return };
         self.own.series.lease_hits_granted.increment(grant.hits);
@@ -343,21 +347,19 @@ impl Redis {
 
     /// Asks for all parts of a request at once.
     async fn ask_in_parts(&self, answers: &mut Told<'_, '_>, deadline: Instant, within: Duration) -> Result<Verdict, StoreError> {
-        for site in self.own.sites.iter() {
-            site.known(deadline, within).await?;
-        }
         let undecided = answers.tallies.iter().enumerate().filter(|(_, tally)| tally.is_none());
         let parts = parts::deal(undecided.map(|(hit, _)| (hit, self.place(&answers.hits[hit], &answers.asks[hit]))));
-        let started: Vec<_> = parts
-            .iter()
-            .map(|part| {
-                let asks = batch::part(part.hits.iter().map(|hit| (answers.hits[*hit].descriptor, &answers.asks[*hit])));
-                let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
-                let started = self.own.sites[part.site].start(&errand, deadline);
-                (errand, started)
-            })
-            .collect();
         let mut failure = None;
+        let mut started = Vec::with_capacity(parts.len());
+        for part in &parts {
+            let site = &self.own.sites[part.site];
+            // Waits only where a Cluster has never been heard of; whose slots are not known fails by itself.
+            let known = site.known(deadline, within).await;
+            let asks = batch::part(part.hits.iter().map(|hit| (answers.hits[*hit].descriptor, &answers.asks[*hit])));
+            let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
+            let begun = known.map_err(Refusal::Failed).and_then(|()| site.start(&errand, deadline));
+            started.push((errand, begun));
+        }
         for (part, (errand, started)) in parts.iter().zip(started) {
             match self.own.sites[part.site].finish(errand, started, deadline, within).await {
                 Ok(answer) => answers.take(part, &answer),
