@@ -2,6 +2,7 @@
 //! go on at its replica.
 
 use super::*;
+use crate::support::certificates::Certificates;
 use crate::support::cluster::Cluster;
 
 const PASSWORD: &str = "cluster-secret";
@@ -142,6 +143,31 @@ fn a_dead_primary_is_followed_by_its_replica_and_the_others_go_on_meanwhile() {
     assert_eq!(admitted(&server, &clients[1], 30), 5);
     let log = format!("{:?}", server.log());
     assert!(!log.contains(PASSWORD), "{log}");
+}
+
+#[test]
+fn over_tls_the_nodes_are_found_by_the_names_that_their_certificates_are_for() {
+    let certificates = Certificates::new();
+    let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|name| certificates.path(name));
+    let tls = [
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-auth-clients",
+        "no",
+        "--tls-cluster",
+        "yes",
+    ];
+    let named = ["--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"];
+    let cluster = Cluster::of(3, false, &[&tls[..], &named].concat());
+    let server = start(&["--redis-type", "cluster", "--redis-url", &cluster.tls_url(), "--redis-tls", "--redis-tls-cacert", &ca]);
+    for client in clients_on_each_primary(&cluster, 2).concat() {
+        assert_eq!(admitted(&server, &client, 25), 20, "{client}");
+    }
+    assert_eq!(by_policy(&server), 0);
 }
 
 #[test]

@@ -38,9 +38,11 @@ impl Cluster {
     pub fn of(primaries: usize, replicated: bool, options: &[&str]) -> Self {
         let node = |_| {
             // The bus's own default, the port + 10,000, is often above all ports.
-            let bus = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+            let [bus, tls] = [free_port(), free_port()];
             let clustered = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--cluster-port", &bus];
-            RedisServer::start_with(&[&clustered, options].concat())
+            // Beside the plain port, by which the tests ask.
+            let tls = if options.contains(&"--tls-cert-file") { vec!["--tls-port", tls.as_str()] } else { Vec::new() };
+            RedisServer::start_with(&[&clustered, options, &tls].concat())
         };
         let count = if replicated { 2 * primaries } else { primaries };
         let cluster = Self { nodes: (0..count).map(node).collect(), primaries };
@@ -74,6 +76,12 @@ impl Cluster {
     /// What REDIS_URL is to be: the first node and the last.
     pub fn url(&self) -> String {
         format!("{},{}", self.nodes[0].url(), self.nodes[self.nodes.len() - 1].url())
+    }
+
+    /// The same by TLS, where the nodes have a certificate, for localhost.
+    pub fn tls_url(&self) -> String {
+        let port = ask::<Vec<String>>(&self.nodes[0], &["CONFIG", "GET", "tls-port"]).pop().unwrap();
+        format!("localhost:{port}")
     }
 
     pub fn primaries(&self) -> &[RedisServer] {
@@ -149,6 +157,10 @@ impl Cluster {
             thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
 }
 
 /// The ports of the primaries that a node knows.
