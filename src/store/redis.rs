@@ -224,7 +224,8 @@ impl Redis {
             }
             (None, None) => {
                 self.own.series.store.calls.increment(1);
-                self.ask_in_parts(&mut answers, deadline, within).await
+                // Boxed: it is seldom, and its state would be part of every request's.
+                Box::pin(self.ask_in_parts(&mut answers, deadline, within)).await
             }
         };
         match &verdict {

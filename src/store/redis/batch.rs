@@ -64,19 +64,11 @@ pub(super) struct Grant {
 
 /// Requests encoded for one call of the script.
 pub(super) struct Batch {
-    /// The counters, each once.
-    pub keys: Vec<Box<[u8]>>,
+    requests: Vec<Arc<[Ask]>>,
+    /// The counters, each once: the first hit on each, as its request and its place there.
+    first_hits: Vec<(usize, usize)>,
     /// The hits, encoded.
     pub encoded: Vec<u8>,
-    requests: Vec<Request>,
-}
-
-/// What is needed to read a request's answer.
-struct Request {
-    hits: Vec<Terms>,
-    is_part: bool,
-    /// Its last hit is a grant.
-    is_grant: bool,
 }
 
 /// The most hits of one request: the script is told a hit's counter in two bytes.
@@ -159,24 +151,26 @@ pub(super) fn give_back(ask: &Ask, unspent: &[(u64, u64)]) -> Arc<[Ask]> {
 }
 
 impl Batch {
-    pub fn new<'q>(requests: impl ExactSizeIterator<Item = &'q [Ask]>) -> Self {
-        let mut batch = Self { keys: Vec::new(), encoded: Vec::new(), requests: Vec::with_capacity(requests.len()) };
+    pub fn new(requests: Vec<Arc<[Ask]>>) -> Self {
+        let (mut first_hits, mut encoded) = (Vec::new(), Vec::new());
         let mut places: HashMap<&[u8], u16> = HashMap::new();
-        for asks in requests {
-            for ask in asks {
+        for (request, asks) in requests.iter().enumerate() {
+            for (hit, ask) in asks.iter().enumerate() {
                 let place = *places.entry(&ask.key).or_insert_with(|| {
-                    batch.keys.push(ask.key.clone());
+                    first_hits.push((request, hit));
                     // It fits: a batch has a few hundred hits, or is one request of HITS_MAX at most.
-                    batch.keys.len() as u16
+                    first_hits.len() as u16
                 });
-                ask.write(place, &mut batch.encoded);
+                ask.write(place, &mut encoded);
             }
-            let last = asks.last();
-            let is_part = last.is_some_and(|ask| matches!(ask.last, Last::Part));
-            let is_grant = last.is_some_and(|ask| matches!(ask.flow, Flow::Granted));
-            batch.requests.push(Request { hits: asks.iter().map(|ask| ask.terms).collect(), is_part, is_grant });
         }
-        batch
+        drop(places);
+        Self { requests, first_hits, encoded }
+    }
+
+    /// The counters, each once.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.first_hits.iter().map(|(request, hit)| &*self.requests[*request][*hit].key)
     }
 
     /// How many hits it has.
@@ -191,7 +185,7 @@ impl Batch {
     pub fn read(&self, reply: Value) -> Result<Vec<Result<Answer, StoreError>>, StoreError> {
         let Value::Array(values) = reply else { return Err(malformed()) };
         let mut values = values.into_iter();
-        self.requests.iter().map(|request| read_request(request, &mut values)).collect()
+        self.requests.iter().map(|asks| read_request(asks, &mut values)).collect()
     }
 }
 
@@ -213,7 +207,7 @@ impl Ask {
     }
 }
 
-fn read_request(request: &Request, values: &mut impl Iterator<Item = Value>) -> Result<Result<Answer, StoreError>, StoreError> {
+fn read_request(asks: &[Ask], values: &mut impl Iterator<Item = Value>) -> Result<Result<Answer, StoreError>, StoreError> {
     let admitted = match values.next() {
         Some(Value::Int(admitted)) => admitted == 1,
         Some(Value::BulkString(why)) => return Ok(Err(StoreError::Reply(String::from_utf8_lossy(&why).into_owned()))),
@@ -221,7 +215,7 @@ fn read_request(request: &Request, values: &mut impl Iterator<Item = Value>) -> 
     };
     // Of a grant, how many were granted stands where else it says whether the hit is over.
     let mut granted = 0;
-    let tallies = request.hits.iter().map(|terms| match (values.next(), values.next(), values.next()) {
+    let tallies = asks.iter().map(|Ask { terms, .. }| match (values.next(), values.next(), values.next()) {
         (Some(Value::Int(over)), Some(Value::Int(used)), Some(Value::Int(wait))) => {
             granted = over.unsigned_abs();
             // A wait of -1 says: never.
@@ -234,9 +228,11 @@ fn read_request(request: &Request, values: &mut impl Iterator<Item = Value>) -> 
         Some(Value::Int(number)) => Ok(number.unsigned_abs()),
         _ => Err(malformed()),
     };
-    let recorded_at: Vec<u64> = request.hits.iter().filter(|_| request.is_part).map(|_| number()).collect::<Result<_, _>>()?;
-    let mut grant = None;
-    if let (true, Some(tally), Some(at)) = (request.is_grant, verdict.tallies.last(), recorded_at.last()) {
+    let (last, mut grant) = (asks.last(), None);
+    let is_part = last.is_some_and(|ask| matches!(ask.last, Last::Part));
+    let recorded_at: Vec<u64> = asks.iter().filter(|_| is_part).map(|_| number()).collect::<Result<_, _>>()?;
+    let is_grant = last.is_some_and(|ask| matches!(ask.flow, Flow::Granted));
+    if let (true, Some(tally), Some(at)) = (is_grant, verdict.tallies.last(), recorded_at.last()) {
         grant = Some(Grant { hits: granted, tally: *tally, recorded_at: *at, lasts: number()? });
     }
     Ok(Ok(Answer { verdict, recorded_at, grant }))

@@ -181,10 +181,11 @@ impl Link {
 
     fn command(&self, name: &str, script: &str, Call { batch, .. }: &Call) -> Cmd {
         let mut command = redis::cmd(name);
-        command.arg(script).arg(batch.keys.len());
-        for key in &batch.keys {
-            command.arg(&**key);
-        }
+        let keys = batch.keys();
+        command.arg(script).arg(keys.len());
+        keys.for_each(|key| {
+            command.arg(key);
+        });
         command.arg(&*batch.encoded);
         if let Clock::Stepped(clock) = &self.clock {
             command.arg(clock.now() / 1_000_000).arg(clock.now() % 1_000_000);

@@ -380,7 +380,7 @@ impl Waiting {
 
 /// The call that decides requests of one slot.
 fn call(requests: &[Waiting]) -> Call {
-    let batch = Batch::new(requests.iter().map(|waiting| &*waiting.errand.asks));
+    let batch = Batch::new(requests.iter().map(|waiting| Arc::clone(&waiting.errand.asks)).collect());
     Call { batch, asking: requests.iter().any(|waiting| waiting.errand.manner == Manner::Asking) }
 }
 
