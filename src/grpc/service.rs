@@ -1,65 +1,72 @@
-//! The one method of Envoy's rate-limit service over HTTP/2: how a call reaches whoever answers it, and a client that
-//! makes such calls. It knows the method's path and which messages go in and out, and nothing of what they say. What
-//! tonic offers to generated services is used by hand: that is less code than what is generated.
+//! What stands behind the gRPC port: the one method of Envoy's rate-limit service, and beside it health and reflection,
+//! which tonic serves. Almost every call is for that one method, so it goes straight from HTTP/2 to whoever answers it;
+//! `call.rs` reads its message and writes the reply. A client that makes such calls is here as well.
 
 use std::convert::Infallible;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
-use tonic::body::Body;
-// Hidden in tonic's documentation, but what every service that tonic-build generates stands on.
-use tonic::codegen::http::{Request as HttpRequest, Response as HttpResponse, uri::PathAndQuery};
+use axum::Router;
+use axum::body::Body;
+use http::uri::PathAndQuery;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tonic::Status;
 use tonic::codegen::{BoxFuture, Service};
-use tonic::server::{NamedService, UnaryService};
+use tonic::service::Routes;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic_health::server::{HealthReporter, HealthService};
 use tonic_prost::ProstCodec;
 
+use super::Door;
+use super::call::{self, Reply, time_left};
 use super::pb::{RateLimitRequest, RateLimitResponse};
+use super::schema;
 
 const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
-/// Serves the method by whoever answers it.
+/// The services of the gRPC port, for one runtime. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct RateLimitServer<S> {
-    answerer: S,
+pub struct Services(Arc<Served>);
+
+struct Served {
+    door: Door,
+    /// Larger requests are refused unread.
     bytes_max: usize,
+    others: Router,
 }
 
 /// Asks a server, over a connection that clones share.
 #[derive(Clone)]
 pub struct RateLimitClient(tonic::client::Grpc<Channel>);
 
-impl<S> RateLimitServer<S> {
-    /// Larger requests than `bytes_max` are refused unread.
-    pub(super) fn new(answerer: S, bytes_max: usize) -> Self {
-        Self { answerer, bytes_max }
-    }
-}
-
-impl<S> NamedService for RateLimitServer<S> {
-    const NAME: &'static str = "envoy.service.ratelimit.v3.RateLimitService";
-}
-
-impl<S> Service<HttpRequest<Body>> for RateLimitServer<S>
-where
-    S: UnaryService<RateLimitRequest, Response = RateLimitResponse, Future: Send> + Clone + Send + 'static,
-{
-    type Response = HttpResponse<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+impl Services {
+    /// # Errors
+    /// Never in practice: the descriptor set is wrong.
+    pub fn new(door: Door, health: HealthReporter, bytes_max: usize) -> Result<Self, tonic_reflection::server::Error> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_file_descriptor_set(schema::file_descriptor_set())
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
+        let others = Routes::new(health).add_service(reflection().build_v1()?).add_service(reflection().build_v1alpha()?);
+        Ok(Self(Arc::new(Served { door, bytes_max, others: others.into_axum_router() })))
     }
 
-    fn call(&mut self, request: HttpRequest<Body>) -> Self::Future {
-        let Self { answerer, bytes_max } = self.clone();
+    /// The future is boxed: hyper moves it some five times before it is first polled.
+    pub fn call(&self, request: Request<Incoming>) -> BoxFuture<Response<Reply>, Infallible> {
+        if request.uri().path() != METHOD {
+            let mut others = self.0.others.clone();
+            return Box::pin(async move { Ok(others.call(request.map(Body::new)).await?.map(Reply::Other)) });
+        }
+        let within = time_left(request.headers());
+        let (served, body) = (Arc::clone(&self.0), request.into_body());
         Box::pin(async move {
-            if request.uri().path() != METHOD {
-                return Ok(Status::unimplemented("the service has one method: ShouldRateLimit").into_http());
-            }
-            let mut grpc = tonic::server::Grpc::new(ProstCodec::default()).max_decoding_message_size(bytes_max);
-            Ok(grpc.unary(answerer, request).await)
+            let answer = match call::message::<RateLimitRequest, _>(body, served.bytes_max).await {
+                Ok(message) => served.door.should_rate_limit(message, within).await,
+                Err(status) => Err(status),
+            };
+            Ok(answer.map_or_else(Status::into_http, |answer| call::reply(&answer)))
         })
     }
 }
@@ -71,8 +78,8 @@ impl RateLimitClient {
 
     /// # Errors
     /// What the server says, or, with a source, that the connection failed.
-    pub async fn should_rate_limit(&mut self, request: RateLimitRequest) -> Result<Response<RateLimitResponse>, Status> {
+    pub async fn should_rate_limit(&mut self, request: RateLimitRequest) -> Result<tonic::Response<RateLimitResponse>, Status> {
         self.0.ready().await.map_err(|error| Status::from_error(error.into()))?;
-        self.0.unary(Request::new(request), PathAndQuery::from_static(METHOD), ProstCodec::default()).await
+        self.0.unary(tonic::Request::new(request), PathAndQuery::from_static(METHOD), ProstCodec::default()).await
     }
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::time::sleep;
-use tonic::transport::server::Connected;
 use tracing::{info, warn};
 
 use super::ServerError;
@@ -137,12 +136,6 @@ impl Drop for SocketFile {
         // A file that is gone already is no matter.
         let _ = std::fs::remove_file(&self.0);
     }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Connection {

@@ -2,21 +2,24 @@
 //! of its own. A request never leaves its thread; that halves what it costs (docs/architecture.md).
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::serve::Listener as AxumListener;
+use hyper::server::conn::http2::Builder as Http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::graceful::GracefulShutdown;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tokio_stream::Stream;
-use tonic::transport::Server as GrpcServer;
 use tonic_health::server::HealthReporter;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::listener::{Accepted, Connection, Counted, Protocol};
 use crate::descriptor::RequestBounds;
-use crate::grpc::{Door, ReplyOptions};
+use crate::grpc::{Door, ReplyOptions, Services};
 use crate::http::HttpDoor;
 use crate::limiter::{Fallback, Modes, Notices, RateLimiter};
 use crate::metrics::Metrics;
@@ -126,18 +129,14 @@ async fn serve(store: Store, blueprint: Blueprint, grpc: Incoming, http: Incomin
     let limiter = Arc::new(limiter.in_modes(modes).sharing(notices));
     let door = Door::new(Arc::clone(&limiter), request_bounds, reply, Arc::clone(&metrics));
     let routes = HttpDoor::new(Arc::clone(&limiter), door.clone(), serving, &metrics).routes(request_bytes_max);
-    let services = match door.services(health, request_bytes_max) {
+    let services = match Services::new(door, health, request_bytes_max) {
         Ok(services) => services,
         Err(error) => return error!(%error, "the gRPC services can't be set up"),
     };
-    let mut server = GrpcServer::builder().http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX));
-    let grpc = server.add_routes(services).serve_with_incoming_shutdown(grpc, drained(draining.clone()));
     let http = axum::serve(http, routes).with_graceful_shutdown(drained(draining.clone()));
+    let grpc = serve_grpc(services, grpc, drained(draining.clone()));
     let both = async {
-        let (grpc, http) = tokio::join!(grpc, async { http.await });
-        if let Err(error) = grpc {
-            error!(%error, "gRPC ended");
-        }
+        let ((), http) = tokio::join!(grpc, async { http.await });
         if let Err(error) = http {
             error!(%error, "HTTP ended");
         }
@@ -152,6 +151,30 @@ async fn serve(store: Store, blueprint: Blueprint, grpc: Incoming, http: Incomin
     }
     // Batches of calls that their clients have given up are sent to the end.
     let _ = timeout(DRAIN_MAX, limiter.drain()).await;
+}
+
+/// Serves the connections that come, until draining begins; then waits until their calls are answered.
+async fn serve_grpc(services: Services, mut incoming: Incoming, draining: impl Future<Output = ()>) {
+    let mut http2 = Http2::new(TokioExecutor::new());
+    http2.max_pending_accept_reset_streams(PENDING_RESETS_MAX).auto_date_header(false);
+    let open = GracefulShutdown::new();
+    let mut draining = pin!(draining);
+    loop {
+        let connection = tokio::select! {
+            connection = std::future::poll_fn(|cx| incoming.poll(cx)) => connection,
+            () = &mut draining => None,
+        };
+        let Some(connection) = connection else { break };
+        let services = services.clone();
+        let service = service_fn(move |request| services.call(request));
+        let served = open.watch(http2.serve_connection(TokioIo::new(connection), service));
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                debug!(%error, "a gRPC connection ended");
+            }
+        });
+    }
+    open.shutdown().await;
 }
 
 /// Ends when draining begins.
@@ -170,14 +193,6 @@ impl Incoming {
                 Err(error) => warn!(%error, "a connection could not be taken up"),
             }
         }
-    }
-}
-
-impl Stream for Incoming {
-    type Item = io::Result<Connection>;
-
-    fn poll_next(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
-        self.poll(cx).map(|connection| connection.map(Ok))
     }
 }
 

@@ -1,0 +1,238 @@
+//! A unary gRPC call on HTTP/2: its one message out of the body of the request, the time that its caller still has, and
+//! the body of the reply. It knows frames, trailers and the five bytes before a message, and nothing of what a message
+//! says. That is all that the rate-limit method needs of gRPC (docs/architecture.md says what it saves).
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body as OtherBody;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http_body::{Body, Frame};
+use prost::Message;
+use tonic::Status;
+use tonic::metadata::MetadataValue;
+
+/// The body of a reply.
+#[derive(Default)]
+pub enum Reply {
+    /// Its headers say all, or the trailers were the end.
+    #[default]
+    Nothing,
+    /// A message is to come, and the trailers.
+    Message(Bytes),
+    /// Trailers that say that all went well.
+    Ok,
+    /// Another service's.
+    Other(OtherBody),
+}
+
+/// Whether the message is compressed, and its length.
+const PREFIX: usize = 5;
+
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const STATUS_OK: HeaderValue = HeaderValue::from_static("0");
+
+/// The one message of a call.
+///
+/// # Errors
+/// It is longer than `bytes_max`, compressed, incomplete, not alone, or no `M`; or the call broke off.
+pub async fn message<M: Message + Default, B>(mut body: B, bytes_max: usize) -> Result<M, Status>
+where
+    B: Body<Data = Bytes, Error: fmt::Display> + Unpin,
+{
+    let mut whole = Bytes::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = frame.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
+        match frame.into_data() {
+            Ok(data) if whole.is_empty() => whole = data,
+            Ok(data) if !data.is_empty() => whole = joined(whole, &data),
+            _ => {}
+        }
+        if let Some(length) = length(&whole).filter(|length| *length > bytes_max) {
+            let why = format!("a request of {length} bytes; at most {bytes_max} are accepted (MAX_REQUEST_BYTES)");
+            return Err(Status::out_of_range(why));
+        }
+    }
+    if length(&whole).is_none_or(|length| whole.len() != PREFIX + length) {
+        return Err(Status::internal("the call does not hold one whole message"));
+    }
+    if whole[0] != 0 {
+        let mut refused = Status::unimplemented("the message is compressed, which is not understood here");
+        refused.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+        return Err(refused);
+    }
+    whole.advance(PREFIX);
+    M::decode(whole).map_err(|error| Status::internal(error.to_string()))
+}
+
+/// Three quarters of the call's grpc-timeout, so that an answer by policy still reaches the caller in time.
+pub fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    // The protocol allows eight digits.
+    let number = number.parse::<u32>().ok()?;
+    let unit = match unit {
+        "H" => Duration::from_secs(3_600),
+        "M" => Duration::from_secs(60),
+        "S" => Duration::from_secs(1),
+        "m" => Duration::from_millis(1),
+        "u" => Duration::from_micros(1),
+        "n" => Duration::from_nanos(1),
+        _ => return None,
+    };
+    Some(unit.saturating_mul(number) * 3 / 4)
+}
+
+/// The reply that holds a message.
+pub fn reply(message: &impl Message) -> Response<Reply> {
+    let length = message.encoded_len();
+    let mut bytes = BytesMut::with_capacity(PREFIX + length);
+    bytes.put_u8(0);
+    // A reply has a status for each descriptor of a request, whose bounds are far below 4 GiB.
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // There is room: it was measured.
+    let _ = message.encode(&mut bytes);
+    let mut response = Response::new(Reply::Message(bytes.freeze()));
+    response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+    response
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = match std::mem::take(&mut *self) {
+            Self::Nothing => return Poll::Ready(None),
+            Self::Message(bytes) => {
+                *self = Self::Ok;
+                Frame::data(bytes)
+            }
+            Self::Ok => {
+                let mut trailers = HeaderMap::with_capacity(1);
+                trailers.insert(STATUS, STATUS_OK);
+                Frame::trailers(trailers)
+            }
+            Self::Other(mut body) => {
+                let polled = Pin::new(&mut body).poll_frame(cx);
+                *self = Self::Other(body);
+                return polled;
+            }
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Message(_) | Self::Ok => false,
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+}
+
+/// The length of the message that a prefix announces, where the prefix is there.
+fn length(whole: &[u8]) -> Option<usize> {
+    let length = whole.get(1..PREFIX)?.try_into().ok()?;
+    usize::try_from(u32::from_be_bytes(length)).ok()
+}
+
+/// Copies the first frame, once: it shares its memory with others. What was joined is not shared, and grows in place.
+fn joined(start: Bytes, rest: &[u8]) -> Bytes {
+    let mut whole = BytesMut::from(start);
+    whole.extend_from_slice(rest);
+    whole.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::convert::Infallible;
+    use std::pin::pin;
+    use std::task::Waker;
+
+    use tonic::Code;
+
+    use super::*;
+    use crate::grpc::pb::RateLimitRequest;
+
+    #[test]
+    fn three_quarters_of_the_grpc_timeout_are_left() {
+        let left = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            time_left(&headers)
+        };
+        assert_eq!(left("20m"), Some(Duration::from_millis(15)));
+        assert_eq!(left("2S"), Some(Duration::from_millis(1500)));
+        assert_eq!(left("99999999H"), Some(Duration::from_secs(99_999_999 * 2_700)));
+        for odd in ["", "m", "-1m", "20", "20x", "1.5S"] {
+            assert_eq!(left(odd), None, "{odd}");
+        }
+        assert_eq!(time_left(&HeaderMap::new()), None);
+    }
+
+    /// A body of these frames.
+    struct Frames(VecDeque<Frame<Bytes>>);
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.pop_front().map(Ok))
+        }
+    }
+
+    fn read(frames: &[&[u8]], bytes_max: usize) -> Result<RateLimitRequest, Status> {
+        let trailers = Frame::trailers(HeaderMap::new());
+        let frames = frames.iter().map(|bytes| Frame::data(Bytes::copy_from_slice(bytes))).chain([trailers]).collect();
+        let mut reading = pin!(message(Frames(frames), bytes_max));
+        match reading.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(read) => read,
+            Poll::Pending => panic!("nothing is awaited but frames, which are there"),
+        }
+    }
+
+    fn sent() -> (RateLimitRequest, Vec<u8>) {
+        let request = RateLimitRequest { domain: "domain".into(), descriptors: Vec::new(), hits_addend: 7 };
+        let message = request.encode_to_vec();
+        let length = u32::try_from(message.len()).unwrap();
+        (request, [&[0], &length.to_be_bytes()[..], &message].concat())
+    }
+
+    #[test]
+    fn a_message_is_read_whatever_frames_it_comes_in() {
+        let (request, bytes) = sent();
+        for first in 0..=bytes.len() {
+            for second in first..=bytes.len() {
+                let frames = [&bytes[..first], &bytes[first..second], &bytes[second..]];
+                assert_eq!(read(&frames, bytes.len() - PREFIX).unwrap(), request, "{first} {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_one_whole_plain_message_is_refused() {
+        let (_, bytes) = sent();
+        let code = |frames: &[&[u8]], bytes_max| read(frames, bytes_max).unwrap_err().code();
+        for short in 0..bytes.len() {
+            assert_eq!(code(&[&bytes[..short]], 100), Code::Internal, "{short}");
+        }
+        assert_eq!(code(&[&bytes, &bytes], 100), Code::Internal, "two");
+        assert_eq!(code(&[&bytes], bytes.len() - PREFIX - 1), Code::OutOfRange);
+        // It is refused when its length is known, before the rest has come.
+        assert_eq!(code(&[&[0, 255, 255, 255, 255]], 100), Code::OutOfRange);
+        let compressed = [&[1], &bytes[1..]].concat();
+        let refused = read(&[&compressed], 100).unwrap_err();
+        assert_eq!(
+            (refused.code(), refused.metadata().get("grpc-accept-encoding").unwrap().as_bytes()),
+            (Code::Unimplemented, &b"identity"[..])
+        );
+    }
+}
