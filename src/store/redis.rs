@@ -3,7 +3,6 @@
 //! (`redis/parts.rs`). It knows neither rules nor protocols; `redis/site.rs` brings a request to its node, `redis/node.rs`
 //! batches requests, `redis/breaker.rs` spares a dead Redis and its callers.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ mod batch;
 mod breaker;
 mod link;
 mod node;
+mod options;
 mod parts;
 mod primary;
 mod site;
@@ -29,6 +29,7 @@ use crate::limit::Window;
 use crate::metrics::RedisSeries;
 use batch::Ask;
 use node::{Errand, Manner, Refusal};
+pub use options::{DENIALS_DEFAULT, RedisDeployment, RedisOptions, RedisSite, RedisTls, RedisUrlError};
 use parts::{Counted, Told};
 use site::{Making, SharedSite, Site};
 
@@ -38,72 +39,6 @@ use site::{Making, SharedSite, Site};
 pub struct Redis {
     shared: Arc<Shared>,
     own: Arc<Own>,
-}
-
-/// Where Redis is, how it is entered, and how long it may take.
-#[derive(Clone)]
-pub struct RedisOptions {
-    pub site: RedisSite,
-    /// Another one, for windows of a second or less.
-    pub per_second: Option<RedisSite>,
-    /// What each key begins with. Without braces: the hash tag's come first.
-    pub key_prefix: String,
-    /// One deadline over queueing, connecting and the call. More than 0.
-    pub timeout: Duration,
-    /// The most denials that are remembered; 0 has every request ask.
-    pub denials_max: usize,
-    pub clock: Clock,
-}
-
-/// Where a Redis is and how it is entered.
-#[derive(Clone)]
-pub struct RedisSite {
-    pub deployment: RedisDeployment,
-    /// Single: `host:port`, the path of a Unix socket, or a URL `redis://USER:PASSWORD@HOST:PORT/DATABASE` (`rediss://` for
-    /// TLS). Sentinel: `MASTER,HOST:PORT,HOST:PORT`, the name of the primary and the Sentinels that watch it. Cluster:
-    /// `HOST:PORT,HOST:PORT`, some of its nodes.
-    pub url: String,
-    /// `PASSWORD` or `USER:PASSWORD`, in place of the URL's.
-    pub auth: Option<String>,
-    /// The same, for the Sentinels.
-    pub sentinel_auth: Option<String>,
-    /// Everything goes over TLS.
-    pub tls: Option<RedisTls>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RedisDeployment {
-    /// One address, whoever stands behind it.
-    #[default]
-    Single,
-    /// The primary that Sentinels name.
-    Sentinel,
-    /// The nodes of a Redis Cluster, each with its share of the counters.
-    Cluster,
-}
-
-/// TLS toward Redis. Certificates and keys are PEM.
-#[derive(Clone, Default)]
-pub struct RedisTls {
-    /// The authorities that may have signed the server's certificate; None takes the system's.
-    pub ca: Option<Vec<u8>>,
-    /// Our own certificate and its key, where the server asks for one.
-    pub client: Option<(Vec<u8>, Vec<u8>)>,
-    /// Any name in the server's certificate will do.
-    pub skip_hostname_verification: bool,
-}
-
-/// An address, or a certificate, that can't be read. Holds no password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RedisUrlError {
-    #[error("REDIS_URL is neither host:port, nor the path of a Unix socket, nor redis://USER:PASSWORD@HOST:PORT/DATABASE: {0}")]
-    Address(String),
-    #[error("with REDIS_TYPE=sentinel, REDIS_URL is MASTER,HOST:PORT,HOST:PORT...: the primary's name, and at least one Sentinel")]
-    Sentinels,
-    #[error("with REDIS_TYPE=cluster, REDIS_URL is HOST:PORT,HOST:PORT...: some of the Cluster's nodes, and no database but 0")]
-    Seeds,
-    #[error("REDIS_TLS_CACERT, REDIS_TLS_CLIENT_CERT or REDIS_TLS_CLIENT_KEY holds no PEM that can be used: {0}")]
-    Certificates(String),
 }
 
 /// What all runtimes of a server share.
@@ -143,23 +78,6 @@ const FETCH_TIMEOUTS: u32 = 4;
 
 /// Of a request with more hits no denial is remembered: each is compared with those before it.
 const REMEMBERED_HITS_MAX: usize = 64;
-
-/// Denials remembered unless told otherwise; a few hundred bytes each.
-pub const DENIALS_DEFAULT: usize = 65_536;
-
-impl RedisOptions {
-    /// A single Redis, with nothing special.
-    pub fn new(url: impl Into<String>, timeout: Duration) -> Self {
-        Self {
-            site: RedisSite { deployment: RedisDeployment::Single, url: url.into(), auth: None, sentinel_auth: None, tls: None },
-            per_second: None,
-            key_prefix: String::new(),
-            timeout,
-            denials_max: DENIALS_DEFAULT,
-            clock: Clock::System,
-        }
-    }
-}
 
 impl Redis {
     /// A store that connects when it is first asked.
@@ -426,19 +344,4 @@ impl Drop for Fetching {
 /// Whether a denial of the hit would change nothing in its counter.
 fn leaves_nothing_when_denied(hit: &Hit<'_>) -> bool {
     !hit.count_denied && !hit.cost.is_refund()
-}
-
-impl fmt::Debug for RedisOptions {
-    /// Without the address and the credentials, which may hold passwords.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { site: RedisSite { deployment, tls, .. }, per_second, key_prefix, timeout, denials_max, .. } = self;
-        f.debug_struct("Redis")
-            .field("deployment", deployment)
-            .field("tls", &tls.is_some())
-            .field("per_second", &per_second.is_some())
-            .field("key_prefix", key_prefix)
-            .field("timeout", timeout)
-            .field("denials_max", denials_max)
-            .finish_non_exhaustive()
-    }
 }
