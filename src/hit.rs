@@ -122,9 +122,9 @@ impl<'a> Action<'a> {
     /// The action of that name.
     pub fn named(name: &'a str) -> Self {
         let mut text = Cow::Borrowed(name);
-        if name.contains(SPECIAL) {
+        if name.bytes().any(|byte| SPECIAL.contains(&byte)) {
             let mut escaped = String::with_capacity(name.len() + 8);
-            escape(name, &mut escaped);
+            escape(name, |part| escaped.push_str(part));
             text = Cow::Owned(escaped);
         }
         Self(text)
@@ -143,7 +143,7 @@ impl<'a> Action<'a> {
         let mut text = String::from("%limit");
         for key in keys {
             text.push('|');
-            escape(key, &mut text);
+            escape(key, |part| text.push_str(part));
         }
         Action(Cow::Owned(text))
     }
@@ -223,15 +223,16 @@ impl FromStr for FailurePolicy {
 }
 
 /// The characters that stand for themselves nowhere in an action or a store key.
-const SPECIAL: [char; 5] = ['%', '|', '=', '{', '}'];
+const SPECIAL: [u8; 5] = *b"%|={}";
 
-/// Writes `text` with each special character as % and its two hex digits. Different texts stay different, and the
+/// Tells `out`, part by part, `text` with each special character as % and its two hex digits. Different texts stay different, and the
 /// result holds none of `|`, `=`, `{` and `}`.
-pub(crate) fn escape(text: &str, out: &mut String) {
+pub(crate) fn escape(text: &str, mut out: impl FnMut(&str)) {
     let mut rest = text;
-    while let Some(at) = rest.find(SPECIAL) {
-        out.push_str(&rest[..at]);
-        out.push_str(match rest.as_bytes()[at] {
+    // Each is one byte, and no byte of another character's.
+    while let Some(at) = rest.bytes().position(|byte| SPECIAL.contains(&byte)) {
+        out(&rest[..at]);
+        out(match rest.as_bytes()[at] {
             b'%' => "%25",
             b'|' => "%7C",
             b'=' => "%3D",
@@ -240,7 +241,7 @@ pub(crate) fn escape(text: &str, out: &mut String) {
         });
         rest = &rest[at + 1..];
     }
-    out.push_str(rest);
+    out(rest);
 }
 
 fn write_path<'p>(path: impl IntoIterator<Item = (&'p str, Option<&'p str>)>, text: &mut String) {
@@ -248,10 +249,10 @@ fn write_path<'p>(path: impl IntoIterator<Item = (&'p str, Option<&'p str>)>, te
         if depth > 0 {
             text.push('|');
         }
-        escape(key, text);
+        escape(key, |part| text.push_str(part));
         if let Some(value) = value {
             text.push('=');
-            escape(value, text);
+            escape(value, |part| text.push_str(part));
         }
     }
 }

@@ -98,7 +98,7 @@ pub fn reply(message: &impl Message) -> Response<Reply> {
     // There is room: it was measured.
     let _ = message.encode(&mut bytes);
     let mut response = Response::new(Reply::Message(bytes.freeze()));
-    response.headers_mut().insert(header::CONTENT_TYPE, GRPC);
+    *response.headers_mut() = only(header::CONTENT_TYPE, GRPC);
     response
 }
 
@@ -113,11 +113,7 @@ impl Body for Reply {
                 *self = Self::Ok;
                 Frame::data(bytes)
             }
-            Self::Ok => {
-                let mut trailers = HeaderMap::with_capacity(1);
-                trailers.insert(STATUS, STATUS_OK);
-                Frame::trailers(trailers)
-            }
+            Self::Ok => Frame::trailers(only(STATUS, STATUS_OK)),
             Self::Other(mut body) => {
                 let polled = Pin::new(&mut body).poll_frame(cx);
                 *self = Self::Other(body);
@@ -134,6 +130,13 @@ impl Body for Reply {
             Self::Other(body) => body.is_end_stream(),
         }
     }
+}
+
+/// Headers for which one place is allocated, where a map makes six at once by itself.
+fn only(name: HeaderName, value: HeaderValue) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(1);
+    headers.insert(name, value);
+    headers
 }
 
 /// The length of the message that a prefix announces, where the prefix is there.

@@ -3,13 +3,15 @@
 //! `call.rs` reads its message and writes the reply. A client that makes such calls is here as well.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use http_body::Body as HttpBody;
 use tonic::Status;
 use tonic::codegen::{BoxFuture, Service};
 use tonic::service::Routes;
@@ -54,7 +56,10 @@ impl Services {
     }
 
     /// The future is boxed: hyper moves it some five times before it is first polled.
-    pub fn call(&self, request: Request<Incoming>) -> BoxFuture<Response<Reply>, Infallible> {
+    pub fn call<B>(&self, request: Request<B>) -> BoxFuture<Response<Reply>, Infallible>
+    where
+        B: HttpBody<Data = Bytes, Error: Into<axum::BoxError> + fmt::Display> + Send + Unpin + 'static,
+    {
         if request.uri().path() != METHOD {
             let mut others = self.0.others.clone();
             return Box::pin(async move { Ok(others.call(request.map(Body::new)).await?.map(Reply::Other)) });

@@ -3,6 +3,7 @@
 //! Redis Cluster; then algorithm, window in microseconds, and action. Different counters never share a key.
 
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
 use crate::hit::{Counter, escape};
 use crate::limit::Algorithm;
@@ -13,46 +14,55 @@ const LAYOUT_VERSION: &str = "1";
 /// A domain, a client or an action longer than this, in bytes, stands as its hash.
 const KEY_MAX: usize = 256;
 
+/// A key's bytes. Most fit in place: to look a counter up allocates nothing.
+pub(super) type Key = SmallVec<[u8; 96]>;
+
 /// The key of a counter, after a prefix that holds no braces.
-pub(super) fn encode(prefix: &str, counter: &Counter<'_>) -> Box<[u8]> {
-    let mut key = String::with_capacity(96 + prefix.len());
-    key.push_str(prefix);
-    key.push_str(LAYOUT_VERSION);
-    key.push('{');
+pub(super) fn encode(prefix: &str, counter: &Counter<'_>) -> Key {
+    let mut key = Key::new();
+    push(&mut key, prefix);
+    push(&mut key, LAYOUT_VERSION);
+    push(&mut key, "{");
     let domain = key.len();
-    escape(counter.domain, &mut key);
+    escape(counter.domain, |part| push(&mut key, part));
     shorten(&mut key, domain);
     let client = key.len();
     for value in &counter.client {
-        key.push('|');
-        escape(value, &mut key);
+        push(&mut key, "|");
+        escape(value, |part| push(&mut key, part));
     }
     shorten(&mut key, client);
-    key.push('}');
-    match counter.algorithm {
-        Algorithm::SlidingWindowLog { .. } => key.push_str("log|"),
-        Algorithm::TokenBucket { .. } => key.push_str("tb|"),
-        Algorithm::FixedWindow => key.push_str("fw|"),
-    }
+    push(
+        &mut key,
+        match counter.algorithm {
+            Algorithm::SlidingWindowLog { .. } => "}log|",
+            Algorithm::TokenBucket { .. } => "}tb|",
+            Algorithm::FixedWindow => "}fw|",
+        },
+    );
     push_number(&mut key, counter.window.micros());
-    key.push('|');
+    push(&mut key, "|");
     let action = key.len();
-    key.push_str(counter.action.as_str());
+    push(&mut key, counter.action.as_str());
     shorten(&mut key, action);
-    key.into_bytes().into()
+    key
+}
+
+fn push(key: &mut Key, text: &str) {
+    key.extend_from_slice(text.as_bytes());
 }
 
 /// Puts the hash of what stands from `start` on in its place, where that is long. `%#` begins no escaped text.
-fn shorten(key: &mut String, start: usize) {
+fn shorten(key: &mut Key, start: usize) {
     if key.len() - start > KEY_MAX {
-        let hash = Sha256::digest(&key.as_bytes()[start..]);
+        let hash = Sha256::digest(&key[start..]);
         key.truncate(start);
-        key.push_str(&format!("%#{hash:x}"));
+        push(key, &format!("%#{hash:x}"));
     }
 }
 
 /// `write!` costs more than all the rest of a key.
-fn push_number(key: &mut String, number: u64) {
+fn push_number(key: &mut Key, number: u64) {
     let mut digits = [0; 20];
     let (mut at, mut left) = (digits.len(), number);
     loop {
@@ -63,7 +73,7 @@ fn push_number(key: &mut String, number: u64) {
             break;
         }
     }
-    key.extend(digits[at..].iter().map(|digit| char::from(*digit)));
+    key.extend_from_slice(&digits[at..]);
 }
 
 #[cfg(test)]
@@ -75,7 +85,7 @@ mod tests {
     fn text(domain: &str, client: &[&str], action: Action<'_>) -> String {
         let counter =
             Counter { domain, client: client.iter().copied().collect(), action, algorithm: Algorithm::default(), window: Window::MINUTE };
-        String::from_utf8(encode("", &counter).into()).unwrap()
+        String::from_utf8(encode("", &counter).to_vec()).unwrap()
     }
 
     #[test]
@@ -95,7 +105,7 @@ mod tests {
                 algorithm,
                 window: Window::MINUTE,
             };
-            String::from_utf8(encode("", &counter).into()).unwrap()
+            String::from_utf8(encode("", &counter).to_vec()).unwrap()
         });
         assert_eq!(keys, ["1{api|alice}log|60000000|x", "1{api|alice}tb|60000000|x", "1{api|alice}fw|60000000|x"]);
     }

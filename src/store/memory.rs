@@ -10,9 +10,10 @@ use smallvec::SmallVec;
 
 mod shard;
 
+use super::Clock;
 use super::algorithm::State;
 use super::algorithm::decide::{Held, decide};
-use super::{Clock, key};
+use super::key::{self, Key};
 use crate::hit::{Hit, Verdict};
 use crate::limit::Algorithm;
 use crate::metrics::StoreSeries;
@@ -29,7 +30,7 @@ pub struct Memory {
 
 /// Where a counter that a request touches lives.
 struct Home {
-    key: Box<[u8]>,
+    key: Key,
     hash: u64,
     shard: usize,
     algorithm: Algorithm,

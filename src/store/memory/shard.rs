@@ -53,7 +53,7 @@ impl Shard {
             Some(slot) => slot.state = state,
             None if state.used(now, home.window) > 0 => {
                 let expiry = state.leaves(home.window);
-                let place = self.slots.insert(Slot { key: home.key, hash: home.hash, window: home.window, state });
+                let place = self.slots.insert(Slot { key: home.key.into_boxed_slice(), hash: home.hash, window: home.window, state });
                 let slots = &self.slots;
                 self.places.insert_unique(home.hash, place, |place| slots.get(*place).map_or(0, |slot| slot.hash));
                 self.expiries.push(Reverse((expiry, place)));

@@ -83,7 +83,7 @@ pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
     hits.iter()
         .zip(ends)
         .map(|(hit, next)| Ask {
-            key: key::encode(prefix, &hit.counter),
+            key: key::encode(prefix, &hit.counter).into_boxed_slice(),
             algorithm: match hit.counter.algorithm {
                 Algorithm::SlidingWindowLog { .. } => 1,
                 Algorithm::TokenBucket { .. } => 2,

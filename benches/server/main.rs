@@ -1,0 +1,322 @@
+//! What a request costs whole servers, side by side: `ratelimitd` in memory and with Redis beside the yardstick, a bare tonic
+//! handler on the runtime of `#[tokio::main]`, under the same load in the same round; the server on one core, load and Redis
+//! on another. Medians of rounds, with the least and the most, since the machines are noisy. Then what the store weighs, the
+//! slowest calls while rules are read and metrics scraped, and one core beside two. docs/performance.md has the figures.
+//!
+//! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores`; all of them take some minutes.
+//! `ROUNDS` (5) and `TAIL_SECONDS` (20) make it longer.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
+
+use std::fs;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use load::{LOAD_CORE, Load, SERVER_CORE, Seen, pin};
+use redis::Value;
+use support::ratelimitd::{Ratelimitd, rules_file};
+use support::redis::RedisServer;
+use yardstick::Yardstick;
+
+mod footprint;
+mod load;
+mod yardstick;
+
+/// The tests' servers.
+#[path = "../../tests/it/support"]
+#[allow(dead_code, reason = "the tests use more of it")]
+mod support {
+    pub mod http;
+    pub mod ratelimitd;
+    pub mod redis;
+}
+
+/// As the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const PARTS: [&str; 6] = ["memory", "redis", "flood", "footprint", "tail", "cores"];
+
+const RULES: &str = "domain: api\ndescriptors:\n- {key: client, rate_limit: {limit: 100, window: 1m}}\n\
+    - {key: path, descriptors: [{key: client, rate_limit: {limit: 100, window: 1m}}]}\n";
+const TWO_OF_TWO: [&str; 2] = ["path=/v1/export,client={client}", "path=/v1/import,client={client}"];
+
+/// Requests that nobody is to deny by policy, on however busy a machine.
+const PATIENT: [&str; 2] = ["--redis-timeout", "1s"];
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        [yardstick::ROLE] => return yardstick::serve(),
+        [footprint::ROLE, algorithm, hits] => return footprint::fill(algorithm, hits.parse().unwrap()),
+        _ => {}
+    }
+    let unknown = args.iter().find(|part| !PARTS.contains(part));
+    assert!(unknown.is_none(), "{unknown:?} is no part: {PARTS:?}");
+    assert!(thread::available_parallelism().unwrap().get() >= 2, "the server and the load need a core each");
+    let asked = |part: &str| args.is_empty() || args.contains(&part);
+    let parts: [(&str, fn()); 6] =
+        [("memory", memory), ("redis", with_redis), ("flood", flood), ("footprint", weigh), ("tail", tail), ("cores", cores)];
+    for (name, part) in parts {
+        if asked(name) {
+            part();
+        }
+    }
+}
+
+/// Figures of several rounds.
+struct Figures(Vec<f64>);
+
+impl Figures {
+    fn of(rounds: &[(Seen, Seen)], figure: impl Fn(&Seen, &Seen) -> f64) -> Self {
+        Self(rounds.iter().map(|(bare, ours)| figure(bare, ours)).collect())
+    }
+
+    fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted
+    }
+
+    fn median(&self) -> f64 {
+        let sorted = self.sorted();
+        sorted[sorted.len() / 2]
+    }
+
+    fn spread(&self) -> String {
+        let sorted = self.sorted();
+        format!("{:.2} ({:.2} to {:.2})", self.median(), sorted[0], sorted[sorted.len() - 1])
+    }
+}
+
+fn number(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
+}
+
+/// `ratelimitd` with one thread, on its core.
+fn server(rules: &str, more: &[&str]) -> Ratelimitd {
+    let args = [&["serve", "--config", rules, "--serving-threads", "1"], more].concat();
+    let server = Ratelimitd::start(&args);
+    pin(server.pid(), SERVER_CORE);
+    server
+}
+
+/// Rounds of the yardstick and a server of ours, one after the other, each with the same load. `between` is called before
+/// each of ours.
+fn rounds(load: &Load, rules: &str, more: &[&str], between: impl Fn()) -> Vec<(Seen, Seen)> {
+    let round = |_| {
+        let yardstick = Yardstick::start();
+        pin(yardstick.pid(), SERVER_CORE);
+        let bare = load.run(yardstick.address, yardstick.pid());
+        drop(yardstick);
+        between();
+        let ours = server(rules, more);
+        (bare, load.run(ours.grpc(), ours.pid()))
+    };
+    (0..number("ROUNDS", 5)).map(round).collect()
+}
+
+fn cpu_row(what: &str, rounds: &[(Seen, Seen)], aim: f64) {
+    let (bare, ours) = (Figures::of(rounds, |bare, _| bare.cpu), Figures::of(rounds, |_, ours| ours.cpu));
+    let ratio = Figures::of(rounds, |bare, ours| ours.cpu / bare.cpu);
+    println!("| {what} | {:.1} | {:.1} | {} | {aim} |", bare.median(), ours.median(), ratio.spread());
+}
+
+fn cpu_head(of: &str) {
+    println!("\n| {of}: CPU, us a request | yardstick | ratelimitd | ratio | at most |\n|---|---|---|---|---|");
+}
+
+fn memory() {
+    let rules = rules_file(RULES);
+    cpu_head("in memory");
+    cpu_row("64 in flight", &rounds(&Load::in_flight(64), &rules, &[], || {}), 0.6);
+    cpu_row("512 in flight", &rounds(&Load::in_flight(512), &rules, &[], || {}), 0.75);
+    let two = Load { descriptors: &TWO_OF_TWO, ..Load::in_flight(64) };
+    cpu_row("2 descriptors of 2 entries, 64 in flight", &rounds(&two, &rules, &[], || {}), 0.8);
+    let alone = rounds(&Load::in_flight(1), &rules, &[], || {});
+    println!("\n| in memory, 1 in flight: latency, us | yardstick | ratelimitd | ratio | at most |\n|---|---|---|---|---|");
+    let row = |name: &str, of: fn(&Seen) -> f64, aim: f64| {
+        let (bare, ours) = (Figures::of(&alone, |bare, _| of(bare)), Figures::of(&alone, |_, ours| of(ours)));
+        let ratio = Figures::of(&alone, |bare, ours| of(ours) / of(bare));
+        println!("| {name} | {:.0} | {:.0} | {} | {aim} |", bare.median(), ours.median(), ratio.spread());
+    };
+    row("p50", |seen| seen.p50, 1.05);
+    row("p99", |seen| seen.p99, 1.25);
+}
+
+/// What a Redis has spent: calls of scripts, and its CPU in microseconds.
+fn spent(redis: &RedisServer) -> (f64, f64) {
+    let info = |section: &str| match redis.command(&["INFO", section]) {
+        Value::BulkString(bytes) => String::from_utf8(bytes).unwrap(),
+        Value::VerbatimString { text, .. } => text,
+        other => panic!("{other:?}"),
+    };
+    let number = |text: &str, before: &str, after: char| {
+        let rest = text.split(before).nth(1)?;
+        rest.split(|letter: char| letter == after || letter.is_whitespace()).next()?.parse::<f64>().ok()
+    };
+    let (cpu, stats) = (info("cpu"), info("commandstats"));
+    let seconds = number(&cpu, "used_cpu_sys:", '\r').unwrap() + number(&cpu, "used_cpu_user:", '\r').unwrap();
+    (number(&stats, "cmdstat_evalsha:calls=", ',').unwrap_or_default(), 1e6 * seconds)
+}
+
+fn redis_on_its_core() -> RedisServer {
+    let redis = RedisServer::start();
+    let Value::BulkString(info) = redis.command(&["INFO", "server"]) else { panic!("INFO is text") };
+    let info = String::from_utf8(info).unwrap();
+    let pid = info.split("process_id:").nth(1).unwrap().split_whitespace().next().unwrap();
+    pin(pid.parse().unwrap(), LOAD_CORE);
+    redis
+}
+
+fn with_redis() {
+    let rules = rules_file(RULES);
+    let redis = redis_on_its_core();
+    let url = redis.url();
+    let more = [&["--redis-url", url.as_str()][..], &PATIENT].concat();
+    cpu_head("Redis");
+    let mut its_own = Vec::new();
+    for (in_flight, aim) in [(64, 0.9), (512, 1.0)] {
+        let before = spent(&redis);
+        let rounds = rounds(&Load::in_flight(in_flight), &rules, &more, || {
+            redis.command(&["FLUSHALL"]);
+        });
+        let after = spent(&redis);
+        cpu_row(&format!("{in_flight} in flight"), &rounds, aim);
+        // With the warm-up, which is 0.3 s of 2.3.
+        let decisions: f64 = rounds.iter().map(|(_, ours)| ours.requests * 2.3 / 2.0).sum();
+        its_own.push((in_flight, (after.1 - before.1) / decisions, decisions / (after.0 - before.0)));
+    }
+    println!("\n| Redis itself | CPU, us a decision | decisions in a call |\n|---|---|---|");
+    for (in_flight, cpu, batch) in its_own {
+        println!("| {in_flight} in flight | {cpu:.1} | {batch:.0} |");
+    }
+    let alone = rounds(&Load::in_flight(1), &rules, &more, || {});
+    let trip = round_trip(&redis);
+    let (bare, ours) = (Figures::of(&alone, |bare, _| bare.p50), Figures::of(&alone, |_, ours| ours.p50));
+    println!(
+        "\n| Redis, 1 in flight: p50, us | yardstick | an EVALSHA of redis-benchmark | ratelimitd | at most, yardstick + 1.3 EVALSHA |"
+    );
+    println!("|---|---|---|---|---|");
+    println!("| | {:.0} | {trip:.0} | {:.0} | {:.0} |", bare.median(), ours.median(), bare.median() + 1.3 * trip);
+}
+
+/// The p50 of a script that does nothing, asked one by one by redis-benchmark, in microseconds.
+fn round_trip(redis: &RedisServer) -> f64 {
+    let Value::BulkString(sha) = redis.command(&["SCRIPT", "LOAD", "return 0"]) else { panic!("a script has a hash") };
+    let sha = String::from_utf8(sha).unwrap();
+    let mut benchmark = Command::new("taskset");
+    benchmark.args(["-c", SERVER_CORE, "redis-benchmark", "-p", &redis.port().to_string(), "-c", "1", "-n", "20000", "--csv"]);
+    let output = benchmark.args(["EVALSHA", &sha, "0"]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let mut lines = table.lines().map(|line| line.split(',').map(|cell| cell.trim_matches('"')).collect::<Vec<_>>());
+    let head = lines.next().unwrap_or_default();
+    let column = head.iter().position(|name| *name == "p50_latency_ms").unwrap_or_else(|| panic!("no p50 in {table}"));
+    1_000.0 * lines.next().unwrap()[column].parse::<f64>().unwrap()
+}
+
+/// Clients that are all over their limit, and clients whose limit is leased.
+fn flood() {
+    let redis = redis_on_its_core();
+    let url = redis.url();
+    let more = [&["--redis-url", url.as_str()][..], &PATIENT].concat();
+    cpu_head("Redis, 64 in flight");
+    let mut calls = Vec::new();
+    let denied = rules_file("domain: api\ndescriptors:\n- {key: client, rate_limit: {limit: 5, window: 1m}}\n");
+    let leased = rules_file("domain: api\ndescriptors:\n- {key: client, rate_limit: {limit: 100000, window: 1m, lease: 2%}}\n");
+    for (what, rules, clients, aim) in
+        [("1,000 clients, all denied", &denied, 1_000, 0.6), ("100 clients with leases, 2 % of 100,000 a minute", &leased, 100, 0.7)]
+    {
+        let before = spent(&redis).0;
+        let load = Load { clients, ..Load::in_flight(64) };
+        let rounds = rounds(&load, rules, &more, || {
+            redis.command(&["FLUSHALL"]);
+        });
+        cpu_row(what, &rounds, aim);
+        let decisions: f64 = rounds.iter().map(|(_, ours)| ours.requests).sum();
+        let over: f64 = rounds.iter().map(|(_, ours)| ours.over_limit).sum();
+        calls.push((what, 100.0 * over / decisions, 100.0 * (spent(&redis).0 - before) / decisions));
+    }
+    println!("\n| | of them denied | calls of Redis for 100 decisions, warm-up and all |\n|---|---|---|");
+    for (what, over, calls) in calls {
+        println!("| {what} | {over:.1} % | {calls:.2} |");
+    }
+}
+
+fn weigh() {
+    let idle = server(&rules_file(RULES), &[]);
+    println!("\nidle: {:.1} MB", footprint::resident(idle.pid()) / 1e6);
+    drop(idle);
+    println!("\n| {} clients in memory | hits each | bytes a client, key and all |\n|---|---|---|", footprint::CLIENTS);
+    for (algorithm, hits) in [("sliding_window_log", 1), ("sliding_window_log", 10), ("sliding_window_log", 100), ("token_bucket", 1)] {
+        println!("| {algorithm} | {hits} | {:.0} |", footprint::bytes_per_client(algorithm, hits));
+    }
+}
+
+/// The slowest calls, quiet and with a reload and a scrape of the metrics each second.
+fn tail() {
+    let path = rules_file(RULES);
+    let server = server(&path, &[]);
+    let load = Load { seconds: number("TAIL_SECONDS", 20).into(), ..Load::in_flight(64) };
+    let quiet = load.run(server.grpc(), server.pid());
+    let over = AtomicBool::new(false);
+    let busy = thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0.. {
+                thread::sleep(Duration::from_secs(1));
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                fs::write(&path, format!("{RULES}- {{key: round-{number}, rate_limit: {{limit: 1, window: 1m}}}}\n")).unwrap();
+                assert_eq!(support::http::get(server.metrics(), "/metrics", &[]).status, 200);
+            }
+        });
+        let busy = load.run(server.grpc(), server.pid());
+        over.store(true, Ordering::Relaxed);
+        busy
+    });
+    let loads = server.logs("rules loaded");
+    println!(
+        "\n| in memory, 64 in flight, {} s: latency, us | quiet | a reload and a scrape each second | ratio | at most |",
+        load.seconds
+    );
+    println!("|---|---|---|---|---|");
+    println!("| p50 | {:.0} | {:.0} | {:.2} | |", quiet.p50, busy.p50, busy.p50 / quiet.p50);
+    println!("| p99 | {:.0} | {:.0} | {:.2} | |", quiet.p99, busy.p99, busy.p99 / quiet.p99);
+    println!("| p99.9 | {:.0} | {:.0} | {:.2} | 2 |", quiet.p999, busy.p999, busy.p999 / quiet.p999);
+    println!("{loads} loads of the rules");
+}
+
+/// One serving thread and two, on all cores, with the load among them.
+fn cores() {
+    let rules = rules_file(RULES);
+    println!(
+        "\n| in memory, 8 connections of 32 in flight, load on the same cores | requests a second | CPU, us a request | of it each thread |"
+    );
+    println!("|---|---|---|---|");
+    for threads in ["1", "2"] {
+        let server = Ratelimitd::start(&["serve", "--config", &rules, "--serving-threads", threads]);
+        let load = Load { connections: 8, streams: 32, ..Load::in_flight(64) };
+        let seen = load.run(server.grpc(), server.pid());
+        let shares: Vec<String> = serving(server.pid()).iter().map(|share| format!("{:.0} %", 100.0 * share)).collect();
+        println!("| {threads} | {:.0} | {:.1} | {} |", seen.per_second, seen.cpu, shares.join(", "));
+    }
+}
+
+/// The share of each serving thread in the CPU time of all of them.
+fn serving(pid: u32) -> Vec<f64> {
+    let mut ticks = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        let (name, rest) = stat.rsplit_once(") ").unwrap();
+        if name.contains("(serving-") {
+            // utime and stime are the 14th and 15th fields of all, the state being the third.
+            let fields: Vec<f64> = rest.split(' ').skip(11).take(2).map(|field| field.parse().unwrap()).collect();
+            ticks.push(fields[0] + fields[1]);
+        }
+    }
+    let all: f64 = ticks.iter().sum();
+    ticks.into_iter().map(|ticks| ticks / all).collect()
+}
