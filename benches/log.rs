@@ -3,13 +3,14 @@
 //! table; compare times of one run only. `cargo bench --bench log`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
 
+use std::process::Command;
 use std::time::Duration;
 
 use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind};
 use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, LogEntries, Window};
-use distributed_rate_limiter::metrics::RedisSeries;
+use distributed_rate_limiter::metrics::{Metrics, RedisSeries};
 use distributed_rate_limiter::store::redis::RedisOptions;
-use distributed_rate_limiter::store::{Clock, Redis, SteppedClock, Store};
+use distributed_rate_limiter::store::{Clock, Memory, Redis, SteppedClock, Store};
 use support::redis::RedisServer;
 use tokio::runtime::Runtime;
 
@@ -19,6 +20,10 @@ use tokio::runtime::Runtime;
 mod support {
     pub mod redis;
 }
+
+/// As the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ENTRIES: [u32; 4] = [100, 128, 1_000, 10_000];
 const LIMITS: [u32; 5] = [100, 1_000, 10_000, 100_000, 1_000_000];
@@ -34,7 +39,16 @@ struct Bench {
     server: RedisServer,
 }
 
+/// Entries of all logs together that are filled to weigh them.
+const RECORDS_FILLED: u64 = 2_000_000;
+
 fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [role, entries, limit] = args.as_slice()
+        && role == "fill"
+    {
+        return fill(entries.parse().unwrap(), limit.parse().unwrap());
+    }
     let server = RedisServer::start_without_expiry();
     let clock = SteppedClock::starting_at(1_800_000_000_000_000);
     let options =
@@ -84,23 +98,58 @@ impl Bench {
         let stats: String = redis::from_redis_value(self.server.command(&["INFO", "commandstats"])).unwrap();
         let spent = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap();
         let per_call: f64 = spent.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+        let in_memory = in_memory(entries, limit);
         let late = if late == 0 { "not at all".to_owned() } else { format!("{:.1} s", late as f64 / 1e6) };
-        println!("| {entries} | {limit} | {held} | {bytes} | {} | {per_call:.1} us | {late} |", 16 * held);
+        println!("| {entries} | {limit} | {held} | {bytes} | {in_memory:.0} | {per_call:.1} us | {late} |");
     }
 
     /// Whether so many hits pass, and how long to wait.
     fn ask(&self, client: &str, log_entries: LogEntries, limit: u32, hits: u64) -> (bool, u64) {
-        let counter = Counter {
-            domain: "bench",
-            client: [client].into_iter().collect(),
-            action: Action::named("hit"),
-            algorithm: Algorithm::SlidingWindowLog { log_entries },
-            window: Window::DAY,
-        };
-        let (limit, cost) = (Limit::from(limit), Cost::take(hits));
-        let hit =
-            Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None };
-        let verdict = self.runtime.block_on(self.store.decide(&[hit], None)).unwrap();
+        let verdict = self.runtime.block_on(self.store.decide(&[hit(client, log_entries, limit, hits)], None)).unwrap();
         (verdict.admitted, verdict.tallies[0].reset.as_micros() as u64)
     }
+}
+
+fn hit(client: &str, log_entries: LogEntries, limit: u32, hits: u64) -> Hit<'_> {
+    let counter = Counter {
+        domain: "bench",
+        client: [client].into_iter().collect(),
+        action: Action::named("hit"),
+        algorithm: Algorithm::SlidingWindowLog { log_entries },
+        window: Window::DAY,
+    };
+    let (limit, cost) = (Limit::from(limit), Cost::take(hits));
+    Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
+}
+
+/// Bytes that a full log takes in memory, key and all: what a process of its own grows by with many of them.
+fn in_memory(entries: u32, limit: u32) -> f64 {
+    let mut filling = Command::new(std::env::current_exe().unwrap());
+    let output = filling.args(["fill", &entries.to_string(), &limit.to_string()]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Fills logs in memory, and prints what each took.
+fn fill(entries: u32, limit: u32) {
+    let log_entries = LogEntries::new(entries).unwrap();
+    let (records, tick) = (u64::from(entries.min(limit)), log_entries.tick(Limit::from(limit), Window::DAY));
+    let step = if tick == 1 { Window::DAY.micros() / records } else { tick };
+    let clients: Vec<String> = (0..RECORDS_FILLED / records).map(|number| format!("{number:036}")).collect();
+    let clock = SteppedClock::starting_at(1_800_000_000_000_000 / step * step);
+    let memory = Memory::new(2 * RECORDS_FILLED as usize, Clock::Stepped(clock.clone()), Metrics::new().unwrap().store("memory"));
+    let before = resident();
+    for _ in 0..records - 1 {
+        for client in &clients {
+            assert!(memory.decide(&[hit(client, log_entries, limit, u64::from(limit) / records)]).admitted);
+        }
+        clock.step(step);
+    }
+    println!("{}", (resident() - before) / clients.len() as f64);
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    1024.0 * line.split_whitespace().next().unwrap().parse::<f64>().unwrap()
 }

@@ -44,6 +44,8 @@ pub struct Server {
     health: Health,
     /// Asked whether it answers, where health hangs on it.
     store: Store,
+    /// Its leases are swept.
+    upkeep: Store,
     threads: Vec<ServingThread>,
     /// The store, or the fallback's.
     memory: Arc<Memory>,
@@ -82,7 +84,7 @@ impl Server {
         }
         let metrics = Arc::new(Metrics::new()?);
         let rules = RulesFiles::load(settings.rules.clone(), settings.load_options, Arc::clone(&metrics))?;
-        let Stores { serving, admin, memory } = stores(&settings, &metrics)?;
+        let Stores { serving, admin, upkeep, memory } = stores(&settings, &metrics)?;
         let grpc = Listener::bind("gRPC", &settings.grpc).await?;
         let http = Listener::bind("HTTP", &Address::Tcp(settings.http)).await?;
         let metrics_page = bind_page("metrics", settings.metrics).await?;
@@ -120,6 +122,7 @@ impl Server {
             rules: Arc::new(rules),
             health,
             store,
+            upkeep,
             threads,
             memory: fallback,
             metrics,
@@ -138,7 +141,7 @@ impl Server {
         doors.spawn(listener::deal(self.grpc, Protocol::Grpc, Arc::clone(&threads)));
         doors.spawn(listener::deal(self.http, Protocol::Http, Arc::clone(&threads)));
         let mut upkeep = JoinSet::new();
-        upkeep.spawn(keep_up(self.memory, self.store.clone(), Arc::clone(&self.metrics)));
+        upkeep.spawn(keep_up(self.memory, self.upkeep, Arc::clone(&self.metrics)));
         upkeep.spawn(serve_page(self.metrics_page, metrics_page(self.metrics_path, self.metrics)));
         upkeep.spawn(serve_page(self.admin_page, self.admin.routes()));
         upkeep.spawn(Arc::clone(&self.rules).keep_current(reload));
@@ -166,6 +169,7 @@ impl Server {
 struct Stores {
     serving: Vec<Store>,
     admin: Store,
+    upkeep: Store,
     /// Where that is the store.
     memory: Option<Arc<Memory>>,
 }
@@ -175,13 +179,15 @@ fn stores(settings: &Settings, metrics: &Metrics) -> Result<Stores, ServerError>
         StoreSettings::Memory => {
             let memory = Arc::new(Memory::new(settings.counters_max, Clock::System, metrics.store("memory")));
             let store = Store::Memory(Arc::clone(&memory));
-            Ok(Stores { serving: vec![store.clone(); settings.serving_threads], admin: store, memory: Some(memory) })
+            let serving = vec![store.clone(); settings.serving_threads];
+            Ok(Stores { serving, admin: store.clone(), upkeep: store, memory: Some(memory) })
         }
         StoreSettings::Redis(options) => {
             let redis = Redis::new(options, metrics.redis())?;
             let serving = (0..settings.serving_threads).map(|_| Store::Redis(redis.on_another_runtime(metrics.redis()))).collect();
             // What the admin port asks, from the control runtime, shows in no series.
-            Ok(Stores { serving, admin: Store::Redis(redis.on_another_runtime(RedisSeries::detached())), memory: None })
+            let admin = Store::Redis(redis.on_another_runtime(RedisSeries::detached()));
+            Ok(Stores { serving, admin, upkeep: Store::Redis(redis), memory: None })
         }
     }
 }

@@ -39,7 +39,8 @@ pub fn fill(algorithm: &str, hits: u64) {
                 algorithm,
                 window: Window::DAY,
             };
-            let (limit, cost) = (Limit::from(1_000), Cost::take(1));
+            // An entry for each hit: the most that a log of 128 entries keeps.
+            let (limit, cost) = (Limit::from(128), Cost::take(1));
             let hit =
                 Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None };
             assert!(memory.decide(&[hit]).admitted);

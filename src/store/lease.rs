@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::algorithm::Terms;
+use super::denial::DENIAL_CACHE_MAX;
 
 /// The leases of one server, shared by all its threads. All times are microseconds of a clock that never jumps and that goes on
 /// while the machine is suspended.
@@ -39,12 +40,12 @@ struct Account<T> {
     /// What Redis had left beside the newest lease, and when some of what it counts leaves.
     free: u64,
     leaves: u64,
-    /// Redis has nothing left until then.
+    /// Redis has nothing left, and is not asked again before.
     dry_until: u64,
     demand: Demand,
     /// Somebody is asking for the next lease.
     fetching: bool,
-    /// Nobody is to ask before, because Redis gave no answer.
+    /// Nobody is to ask before: Redis gave no answer, or the limit has changed.
     rests_until: u64,
 }
 
@@ -56,21 +57,25 @@ struct Lease {
 
 /// How much is asked for.
 struct Demand {
-    /// Hits per microsecond, lately.
-    rate: f64,
-    counted: u64,
+    /// Hits and requests per microsecond, lately.
+    hits: f64,
+    requests: f64,
+    /// The same, counted since.
+    new_hits: u64,
+    new_requests: u64,
     since: u64,
 }
 
 /// What becomes of hits that want to be taken from a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     /// They are. So much is left for this server to tell, for so long.
     Spent { remaining: u64, reset: u64, recorded_at: u64 },
     /// There is nothing for so long.
     Dry { remaining: u64, wait: u64 },
-    /// Redis is to be asked.
-    Ask,
+    /// Redis is to be asked, once these have been given back (hits, and where they are recorded): it may have no room beside
+    /// what is held here.
+    Ask { unspent: Vec<(u64, u64)> },
 }
 
 /// What Redis is to be asked for, and what to be told of what was not spent.
@@ -121,10 +126,10 @@ impl<T: Clone> Leases<T> {
         let is_full = shard.len() >= ACCOUNTS_MAX / SHARDS || self.closed.load(Ordering::Acquire);
         let account = match shard.entry(hash, |account| *account.key == *key, |account| self.hasher.hash_one(&*account.key)) {
             Entry::Occupied(account) => account.into_mut(),
-            Entry::Vacant(_) if is_full => return (Taken::Ask, None),
+            Entry::Vacant(_) if is_full => return (Taken::Ask { unspent: Vec::new() }, None),
             Entry::Vacant(place) => place.insert(Account::new(key, way(), terms, now)).into_mut(),
         };
-        account.judge_by(terms);
+        account.judge_by(terms, now);
         account.let_go(now);
         account.demand.add(terms.amount, now, terms.pace);
         let taken = account.spend(terms.amount, now);
@@ -142,7 +147,7 @@ impl<T: Clone> Leases<T> {
                 return false;
             }
             (account.free, account.leaves) = (free, sent + wait);
-            account.dry_until = if hits < asked { sent + wait } else { 0 };
+            account.dry_until = if hits < asked { sent + wait.min(DENIAL_CACHE_MAX) } else { 0 };
             if hits > 0 {
                 // A thousandth less: two clocks do not drift apart by more.
                 let ends = sent + lasts - lasts / 1_000;
@@ -155,13 +160,23 @@ impl<T: Clone> Leases<T> {
         (taken != Some(true) && hits > 0).then_some((hits, recorded_at))
     }
 
-    /// Redis gave no answer, unless [`Leases::granted`] was told of one.
-    pub fn failed(&self, key: &[u8], now: u64) {
-        self.with(key, |account| {
-            if std::mem::take(&mut account.fetching) {
-                account.rests_until = now + FAILED_PAUSE;
-            }
+    /// Ends the counter's leases, and says what they did not spend.
+    pub fn end(&self, key: &[u8]) -> Vec<(u64, u64)> {
+        let unspent = self.with(key, |account| {
+            account.let_go(u64::MAX);
+            std::mem::take(&mut account.unspent)
         });
+        unspent.unwrap_or_default()
+    }
+
+    /// Redis may have hits again that it had not: some were given back.
+    pub fn refilled(&self, key: &[u8]) {
+        self.with(key, |account| account.dry_until = 0);
+    }
+
+    /// Redis gave no answer.
+    pub fn failed(&self, key: &[u8], now: u64) {
+        self.with(key, |account| (account.fetching, account.rests_until) = (false, now + FAILED_PAUSE));
     }
 
     /// Puts hits back that were taken and not spent, if their lease has not ended; else they are lost.
@@ -180,6 +195,7 @@ impl<T: Clone> Leases<T> {
             shard.lock().retain(|account| {
                 account.let_go(now);
                 if !account.unspent.is_empty() {
+                    account.dry_until = 0;
                     unspent.push((account.way.clone(), std::mem::take(&mut account.unspent)));
                 }
                 account.fetching || !account.leases.is_empty() || account.demand.since + 4 * account.tick > now
@@ -209,7 +225,7 @@ impl<T: Clone> Leases<T> {
 
 impl<T: Clone> Account<T> {
     fn new(key: &[u8], way: T, terms: &Terms, now: u64) -> Self {
-        let demand = Demand { rate: 0.0, counted: 0, since: now };
+        let demand = Demand { hits: 0.0, requests: 0.0, new_hits: 0, new_requests: 0, since: now };
         let (limit, tick) = (terms.limit, terms.pace);
         Self {
             key: key.into(),
@@ -227,10 +243,12 @@ impl<T: Clone> Account<T> {
         }
     }
 
-    /// Under another limit what was granted by the one before may be too much.
-    fn judge_by(&mut self, terms: &Terms) {
+    /// Under another limit what was granted by the one before may be too much. For a tick no lease is asked for: two rules
+    /// that judge one counter by limits of their own would end each other's.
+    fn judge_by(&mut self, terms: &Terms, now: u64) {
         if self.limit != terms.limit || self.tick != terms.pace {
             (self.limit, self.tick, self.dry_until) = (terms.limit, terms.pace, 0);
+            self.rests_until = now + self.tick;
             self.let_go(u64::MAX);
         }
     }
@@ -253,9 +271,13 @@ impl<T: Clone> Account<T> {
             return Taken::Spent { remaining, reset, recorded_at: lease.recorded_at };
         }
         if now < self.dry_until {
-            return Taken::Dry { remaining: held, wait: self.dry_until - now };
+            return Taken::Dry { remaining: held, wait: self.leaves.saturating_sub(now) };
         }
-        Taken::Ask
+        if self.free < hits {
+            self.let_go(u64::MAX);
+            return Taken::Ask { unspent: std::mem::take(&mut self.unspent) };
+        }
+        Taken::Ask { unspent: Vec::new() }
     }
 
     /// What is to be fetched now, if anything.
@@ -266,7 +288,7 @@ impl<T: Clone> Account<T> {
         let (tick, held, rate) = (self.tick as f64, self.held() as f64, self.demand.rate(now, self.tick));
         let wanted = match self.leases.last().map(|newest| (newest.ends - now) as f64) {
             // Whoever comes once a tick, or less often, is cheaper without.
-            None if self.demand.per_tick(self.tick) < 2.0 => return None,
+            None if self.demand.requests_per_tick(self.tick) < 2.0 => return None,
             // Of a tick there is half left, on average; a lease that begins with its last quarter lasts one longer.
             None => (rate * tick * 0.75).max(FIRST),
             // A little less than the quarter of a tick in which Redis grants for the next one.
@@ -291,21 +313,25 @@ impl Demand {
     fn add(&mut self, hits: u64, now: u64, tick: u64) {
         let passed = now.saturating_sub(self.since);
         if passed > tick / 8 {
-            let lately = self.counted as f64 / passed as f64;
-            self.rate = if self.rate == 0.0 { lately } else { (self.rate + lately) / 2.0 };
-            (self.counted, self.since) = (0, now);
+            let mean = |before: f64, new: u64| {
+                let lately = new as f64 / passed as f64;
+                if before == 0.0 { lately } else { (before + lately) / 2.0 }
+            };
+            (self.hits, self.requests) = (mean(self.hits, self.new_hits), mean(self.requests, self.new_requests));
+            (self.new_hits, self.new_requests, self.since) = (0, 0, now);
         }
-        self.counted += hits;
+        self.new_hits += hits;
+        self.new_requests += 1;
     }
 
     /// Hits per microsecond: more than lately where there is a burst.
     fn rate(&self, now: u64, tick: u64) -> f64 {
         let passed = now.saturating_sub(self.since).max(tick / 8).max(1);
-        self.rate.max(self.counted as f64 / passed as f64)
+        self.hits.max(self.new_hits as f64 / passed as f64)
     }
 
-    fn per_tick(&self, tick: u64) -> f64 {
-        (self.rate * tick as f64).max(self.counted as f64)
+    fn requests_per_tick(&self, tick: u64) -> f64 {
+        (self.requests * tick as f64).max(self.new_requests as f64)
     }
 }
 
@@ -314,6 +340,7 @@ mod tests {
     use super::*;
 
     const TICK: u64 = 300_000;
+    const ASK: Taken = Taken::Ask { unspent: Vec::new() };
 
     fn terms(limit: u64) -> Terms {
         Terms { limit, most: u64::MAX, window: 60_000_000, need: 1, amount: 1, pace: TICK, pace_denied: TICK }
@@ -331,14 +358,14 @@ mod tests {
     #[test]
     fn hits_are_spent_until_the_lease_ends_and_what_is_left_is_given_back_once() {
         let leases = Leases::new();
-        assert_eq!(take(&leases, 0).0, Taken::Ask);
+        assert_eq!(take(&leases, 0).0, ASK);
         let fetch = take(&leases, 1_000).1.expect("the second one in a tick is worth a lease");
         assert!(fetch.unspent.is_empty() && take(&leases, 1_000).1.is_none(), "one asks for all");
         assert_eq!(leases.granted(b"k", &terms(1_000), 1_000, fetch.hits, grant(fetch.hits, 7), 2_000), None);
         let ends = 1_000 + TICK - TICK / 1_000;
         assert!(matches!(take(&leases, ends - 1).0, Taken::Spent { recorded_at: 7, remaining, .. } if remaining == 10 + fetch.hits - 1));
         let (taken, next) = take(&leases, ends);
-        assert_eq!((taken, next.unwrap().unspent), (Taken::Ask, vec![(fetch.hits - 1, 7)]), "together with the next ask");
+        assert_eq!((taken, next.unwrap().unspent), (ASK, vec![(fetch.hits - 1, 7)]), "together with the next ask");
         assert!(leases.sweep(ends).is_empty() && leases.close().is_empty(), "given back once");
     }
 
@@ -351,7 +378,47 @@ mod tests {
         assert!(matches!(take(&leases, 3_000).0, Taken::Spent { remaining: 0, .. }));
         assert_eq!(take(&leases, 4_000).0, Taken::Dry { remaining: 0, wait: 47_000 });
         assert!(take(&leases, 4_000).1.is_none());
-        assert_eq!(take(&leases, 51_000).0, Taken::Ask);
+        assert_eq!(take(&leases, 51_000).0, ASK);
+    }
+
+    #[test]
+    fn what_redis_had_not_may_be_there_again_after_a_while_or_when_some_was_given_back() {
+        let leases = Leases::new();
+        let dry = |now: u64| {
+            let asked = take(&leases, now).1.expect("nothing is held").hits;
+            leases.granted(b"k", &terms(1_000), now, asked, Granted { free: 0, wait: 50_000_000, ..grant(0, 0) }, now);
+            assert_eq!(take(&leases, now + 1).0, Taken::Dry { remaining: 0, wait: 50_000_000 - 1 });
+        };
+        take(&leases, 0);
+        dry(1_000);
+        assert!(matches!(take(&leases, 1_000 + DENIAL_CACHE_MAX - 1).0, Taken::Dry { .. }));
+        assert_eq!(take(&leases, 1_000 + DENIAL_CACHE_MAX).0, ASK);
+        leases.failed(b"k", 1_000 + DENIAL_CACHE_MAX);
+        take(&leases, 6_000_000);
+        dry(6_000_000);
+        leases.refilled(b"k");
+        assert_eq!(take(&leases, 6_000_002).0, ASK);
+    }
+
+    #[test]
+    fn a_cost_that_may_not_fit_beside_what_is_held_here_has_it_given_back_first() {
+        let leases = Leases::new();
+        take(&leases, 0);
+        let asked = take(&leases, 1_000).1.unwrap().hits;
+        leases.granted(b"k", &terms(1_000), 1_000, asked, Granted { free: asked + 2, ..grant(asked, 7) }, 2_000);
+        let cost = |amount: u64| leases.take(b"k", &Terms { need: amount, amount, ..terms(1_000) }, 100, 3_000, || ()).0;
+        assert_eq!(cost(asked + 2), ASK, "so many were left beside the lease");
+        assert_eq!(cost(asked + 3), Taken::Ask { unspent: vec![(asked, 7)] });
+        assert!(leases.close().is_empty(), "given back once");
+    }
+
+    #[test]
+    fn one_request_in_a_tick_is_not_leased_for_whatever_it_costs() {
+        let leases = Leases::new();
+        let costly = Terms { need: 50, amount: 50, ..terms(1_000) };
+        let ask = |now: u64| leases.take(b"k", &costly, 100, now, || ()).1;
+        assert!((0..20).all(|round| ask(round * 2 * TICK).is_none()));
+        assert!(ask(38 * TICK + 1).is_some(), "the second one in a tick");
     }
 
     #[test]
@@ -374,10 +441,12 @@ mod tests {
         let asked = take(&leases, 1_000).1.unwrap().hits;
         leases.granted(b"k", &terms(1_000), 1_000, asked, grant(asked, 7), 2_000);
         let (taken, next) = leases.take(b"k", &terms(5), 100, 3_000, || ());
-        assert_eq!((taken, next.unwrap().unspent), (Taken::Ask, vec![(asked, 7)]));
+        assert!(taken == ASK && next.is_none(), "the rule with the limit before may ask again at once");
+        let (taken, next) = leases.take(b"k", &terms(5), 100, 3_000 + TICK, || ());
+        assert_eq!((taken, next.unwrap().unspent), (ASK, vec![(asked, 7)]));
         assert_eq!(leases.granted(b"k", &terms(1_000), 1_000, 5, grant(5, 8), 3_000), Some((5, 8)), "it came too late");
         assert!(leases.close().is_empty());
-        assert_eq!(take(&leases, 3_000).0, Taken::Ask);
+        assert_eq!(take(&leases, 3_000).0, ASK);
         assert!(take(&leases, 3_001).1.is_none(), "closed, it fetches none");
     }
 
@@ -543,8 +612,11 @@ mod tests {
             match taken {
                 Taken::Spent { .. } => admitted.push(now),
                 Taken::Dry { .. } => {}
-                Taken::Ask => {
+                Taken::Ask { unspent } => {
                     calls += 1;
+                    if !unspent.is_empty() {
+                        under_way.push((now + random.below(window / 500), Message::Back(unspent)));
+                    }
                     under_way.push((now + random.below(window / 500), Message::Hit));
                 }
             }

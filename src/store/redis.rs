@@ -71,6 +71,7 @@ struct Fetching {
     leases: Arc<Leases<Way>>,
     clock: Clock,
     key: Box<[u8]>,
+    answered: bool,
 }
 
 /// Timeouts that a lease may take to come: one in the queue, one to connect, one for the call, and one to spare.
@@ -178,6 +179,13 @@ impl Redis {
     /// Takes what it can of a request's hits from leases; says how many were decided so. Whoever gives back, looks, or counts
     /// when denied is for Redis to hear, and with him his whole request.
     fn spend(&self, answers: &mut Told<'_, '_>) -> usize {
+        for (hit, ask) in answers.hits.iter().zip(answers.asks).filter(|(hit, _)| hit.lease.is_some() && hit.cost.is_refund()) {
+            // Else a refund of more than was taken would take what is counted and not spent yet.
+            let unspent = self.shared.leases.end(&ask.key);
+            if !unspent.is_empty() {
+                self.give_back(self.way(hit, ask), &unspent);
+            }
+        }
         let is_ordinary = |hit: &Hit<'_>| leaves_nothing_when_denied(hit) && hit.cost.amount() > 0;
         if !answers.hits.iter().any(|hit| hit.lease.is_some()) || !answers.hits.iter().all(is_ordinary) {
             return 0;
@@ -185,10 +193,7 @@ impl Redis {
         let mut decided = 0;
         for (at, (hit, ask)) in answers.hits.iter().zip(answers.asks).enumerate() {
             let (Some(lease), now) = (hit.lease, self.shared.clock.steady()) else { continue };
-            let way = || {
-                let (site, slot) = self.place(hit, ask);
-                Way { site, slot, ask: ask.clone() }
-            };
+            let way = || self.way(hit, ask);
             let (taken, fetch) = self.shared.leases.take(&ask.key, &ask.terms, lease.get(), now, way);
             if let Some(fetch) = fetch {
                 tokio::spawn(self.clone().fetch(fetch));
@@ -196,7 +201,13 @@ impl Redis {
             let (over, remaining, reset, recorded_at) = match taken {
                 Taken::Spent { remaining, reset, recorded_at } => (false, remaining, reset, Some(recorded_at)),
                 Taken::Dry { remaining, wait } => (true, remaining, wait, None),
-                Taken::Ask => continue,
+                Taken::Ask { unspent } => {
+                    // Ahead of this request's hits, in the order of the queue.
+                    if !unspent.is_empty() {
+                        self.give_back(way(), &unspent);
+                    }
+                    continue;
+                }
             };
             decided += 1;
             answers.leased(at, ask.terms.tally(over, ask.terms.limit.saturating_sub(remaining), Some(reset)), recorded_at);
@@ -207,7 +218,8 @@ impl Redis {
     /// Asks for the next lease of a counter. Whatever comes of it, somebody else may ask after it.
     async fn fetch(self, fetch: Fetch<Way>) {
         let Fetch { way: Way { site, slot, ask }, hits, unspent } = fetch;
-        let fetching = Fetching { leases: Arc::clone(&self.shared.leases), clock: self.shared.clock.clone(), key: ask.key.clone() };
+        let (leases, clock, key) = (Arc::clone(&self.shared.leases), self.shared.clock.clone(), ask.key.clone());
+        let mut fetching = Fetching { leases, clock, key, answered: false };
         self.own.series.lease_fetches.increment(1);
         self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
         let errand = Errand { asks: batch::grant(&ask, hits, &unspent), slot, manner: Manner::Batched };
@@ -218,6 +230,7 @@ impl Redis {
         self.own.series.lease_hits_granted.increment(grant.hits);
         let wait = u64::try_from(grant.tally.reset.as_micros()).unwrap_or(u64::MAX);
         let granted = Granted { hits: grant.hits, recorded_at: grant.recorded_at, lasts: grant.lasts, free: grant.tally.remaining, wait };
+        fetching.answered = true;
         let late = fetching.leases.granted(&ask.key, &ask.terms, sent, hits, granted, self.shared.clock.steady());
         if let Some(unspent) = late {
             self.give_back(Way { site, slot, ask }, &[unspent]);
@@ -262,6 +275,11 @@ impl Redis {
     fn place(&self, hit: &Hit<'_>, ask: &Ask) -> (usize, u16) {
         let site = usize::from(self.own.sites.len() > 1 && hit.counter.window <= Window::SECOND);
         (site, self.own.sites[site].slot(&ask.key))
+    }
+
+    fn way(&self, hit: &Hit<'_>, ask: &Ask) -> Way {
+        let (site, slot) = self.place(hit, ask);
+        Way { site, slot, ask: ask.clone() }
     }
 
     /// Asks for all parts of a request at once.
@@ -315,12 +333,12 @@ impl Redis {
     /// Keeps what the tallies, as far as there are any, say of counters that are over; and forgets what a refund has made
     /// untrue: one without an answer may have been carried out all the same.
     fn note<'t>(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked, tallies: impl Iterator<Item = Option<&'t Tally>>) {
-        let denials = &self.shared.denials;
-        if !denials.are_kept() {
-            return;
+        let Shared { denials, leases, .. } = &*self.shared;
+        for (_, ask) in hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()) {
+            denials.forget(&ask.key);
+            leases.refilled(&ask.key);
         }
-        hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()).for_each(|(_, ask)| denials.forget(&ask.key));
-        if asks.len() > REMEMBERED_HITS_MAX || !hits.iter().all(leaves_nothing_when_denied) {
+        if !denials.are_kept() || asks.len() > REMEMBERED_HITS_MAX || !hits.iter().all(leaves_nothing_when_denied) {
             return;
         }
         for (at, (ask, tally)) in asks.iter().zip(tallies).enumerate() {
@@ -337,7 +355,9 @@ impl Redis {
 impl Drop for Fetching {
     /// Also where its runtime has gone.
     fn drop(&mut self) {
-        self.leases.failed(&self.key, self.clock.steady());
+        if !self.answered {
+            self.leases.failed(&self.key, self.clock.steady());
+        }
     }
 }
 

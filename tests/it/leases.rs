@@ -24,6 +24,8 @@ descriptors:
   rate_limit: {limit: 600, window: 4s, algorithm: fixed_window, lease: 10%}
 - key: slow
   rate_limit: {limit: 600, window: 1h, lease: 10%}
+- key: minute
+  rate_limit: {limit: 600, window: 1m, lease: 10%}
 - key: pair
   rate_limit: [{limit: 600, window: 4s, lease: 10%}, {limit: 5, window: 1h}]
 ";
@@ -36,9 +38,13 @@ struct Passed {
 }
 
 fn start(redis: &RedisServer, environment: &[(&str, &str)]) -> Ratelimitd {
+    start_with(redis, &rules_file(RULES), environment)
+}
+
+fn start_with(redis: &RedisServer, rules: &str, environment: &[(&str, &str)]) -> Ratelimitd {
     // Long, so that on a busy machine no answer is a policy's.
     Ratelimitd::start_with(
-        &["--config", &rules_file(RULES), "--redis-url", &redis.url(), "--redis-timeout", "5s", "--serving-threads", "1"],
+        &["--config", rules, "--redis-url", &redis.url(), "--redis-timeout", "5s", "--serving-threads", "1"],
         environment,
     )
 }
@@ -67,6 +73,13 @@ fn ask_on(server: &Ratelimitd, key: &'static str, over: &Arc<AtomicBool>) -> thr
         }
         (passed, calls)
     })
+}
+
+/// What Redis counts of the client `x`.
+fn used(server: &Ratelimitd, key: &str) -> usize {
+    let told = http::get(server.admin(), &format!("/explain?domain=d&{key}=x"), &[]).body;
+    let line = told.lines().find_map(|line| line.trim_start().strip_prefix("now")).unwrap_or_else(|| panic!("{told}"));
+    line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// The most hits that were surely decided within one window.
@@ -140,11 +153,7 @@ fn what_is_not_spent_comes_back_when_a_server_stops() {
     let mut server = start(&redis, &[]);
     let other = start(&redis, &[]);
     let client = Client::connect(server.grpc());
-    let used = || {
-        let told = http::get(other.admin(), "/explain?domain=d&slow=x", &[]).body;
-        let line = told.lines().find_map(|line| line.trim_start().strip_prefix("now")).unwrap_or_else(|| panic!("{told}"));
-        line.split_whitespace().next().unwrap().parse::<usize>().unwrap()
-    };
+    let used = || used(&other, "slow");
     let admitted = (0..40).filter(|_| client.admits(request("d", vec![descriptor(&[("slow", "x")])]))).count();
     assert_eq!(admitted, 40);
     assert!(used() > 40, "a lease is held");
@@ -166,4 +175,22 @@ fn a_request_that_another_limit_denies_puts_back_what_it_took_from_a_lease() {
     assert!(keys.len() <= 1, "{keys:?}");
     let told = http::get(server.admin(), "/explain?domain=d&pair=x", &[]).body;
     assert!(told.contains("lease     60 hits at most"), "{told}");
+}
+
+#[test]
+fn a_lease_whose_rule_is_gone_ends_with_its_tick() {
+    let (redis, rules) = (RedisServer::start(), rules_file(RULES));
+    let (server, other) = (start_with(&redis, &rules, &[]), start(&redis, &[]));
+    let client = Client::connect(server.grpc());
+    assert!((0..40).all(|_| client.admits(request("d", vec![descriptor(&[("minute", "x")])]))));
+    std::fs::write(&rules, RULES.replace("minute", "other")).unwrap();
+    server.wait_for_logs("rules loaded", 2);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while used(&other, "minute") != 40 {
+        assert!(Instant::now() < deadline, "{} are counted still", used(&other, "minute"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    let [granted, returned] = ["granted", "returned"].map(|what| metric(&server, &format!("ratelimit_store_lease_hits_{what}")));
+    let asked = metric(&server, "ratelimit_store_calls");
+    assert!(returned > 0 && granted - returned + asked >= 40, "{granted} granted, {returned} returned, {asked} asked");
 }
