@@ -13,7 +13,7 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use distributed_rate_limiter::hit::{Action, Counter, Hit, Kind};
-use distributed_rate_limiter::limit::{Algorithm, Cost, Lease, Limit, LogEntries, Window};
+use distributed_rate_limiter::limit::{Algorithm, Cost, Lease, Limit, LimitError, LogEntries, Window};
 use distributed_rate_limiter::metrics::RedisSeries;
 use distributed_rate_limiter::store::redis::RedisOptions;
 use distributed_rate_limiter::store::{Clock, Redis, SteppedClock, Store};
@@ -43,15 +43,18 @@ struct Passed {
     all: usize,
 }
 
-fn modes() -> Vec<Mode> {
+fn modes() -> Result<Vec<Mode>, LimitError> {
     let log = |log_entries| Algorithm::SlidingWindowLog { log_entries };
     let mode = |name, colour, algorithm, lease| Mode { name, colour, algorithm, lease };
-    vec![
+    Ok(vec![
         mode("fixed_window", "#d95f02", Algorithm::FixedWindow, false),
         mode("token_bucket", "#7570b3", Algorithm::TokenBucket { burst: None }, false),
         mode("sliding_window_log", "#1b9e77", log(LogEntries::DEFAULT), false),
+        // A tick is a second.
+        mode("the same, with 11 entries", "#66a61e", log(LogEntries::new(11)?), false),
         mode("the same, leased by two servers", "#e7298a", log(LogEntries::LEASED), true),
-    ]
+        mode("fixed_window, leased by two servers", "#e6ab02", Algorithm::FixedWindow, true),
+    ])
 }
 
 fn traffic() -> Vec<Traffic> {
@@ -77,11 +80,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     // Counters of its own, whoever else is there.
     let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
-    let mut svg = Svg::new();
+    let mut svg = Svg::new(&modes()?);
     println!("| traffic (limit {LIMIT} per {} s) | counted by | passed of asked | most in one window |", WINDOW / 1_000_000);
     println!("|---|---|---|---|");
     for (row, traffic) in traffic().iter().enumerate() {
-        for mode in modes() {
+        for mode in modes()? {
             let prefix = format!("compare-{run}-{row}-{}:", mode.name.replace(' ', "-"));
             let passed = play(traffic, &mode, &address, &prefix).await?;
             let most = passed.first.iter().map(|at| in_window(&passed.first, *at)).max().unwrap_or_default();
@@ -150,19 +153,21 @@ struct Svg(String);
 
 const PANEL: (f64, f64) = (440.0, 230.0);
 const MARGIN: f64 = 44.0;
+/// A line of the legend.
+const LEGEND: f64 = 20.0;
 /// Twice the limit, and a little more.
 const TOP: f64 = 220.0;
 
 impl Svg {
-    fn new() -> Self {
-        let (width, height) = (2.0 * (PANEL.0 + MARGIN) + MARGIN, 2.0 * (PANEL.1 + 1.6 * MARGIN) + MARGIN);
+    fn new(modes: &[Mode]) -> Self {
+        let (width, height) = (2.0 * (PANEL.0 + MARGIN) + MARGIN, 2.0 * (PANEL.1 + 1.6 * MARGIN) + MARGIN + LEGEND);
         let mut text = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
              <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
         );
-        for (number, mode) in modes().iter().enumerate() {
-            let x = MARGIN + number as f64 * 220.0;
-            let y = height - 14.0;
+        for (number, mode) in modes.iter().enumerate() {
+            let x = MARGIN + (number % 3) as f64 * 320.0;
+            let y = height - 14.0 - LEGEND + (number / 3) as f64 * LEGEND;
             text.push_str(&format!("<rect x=\"{x}\" y=\"{}\" width=\"14\" height=\"4\" fill=\"{}\"/>", y - 6.0, mode.colour));
             text.push_str(&format!("<text x=\"{}\" y=\"{y}\">{}</text>\n", x + 20.0, mode.name));
         }

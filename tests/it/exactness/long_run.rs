@@ -20,6 +20,9 @@ const SHORT: u64 = 6;
 
 const SEED: u64 = 20_261_127;
 
+/// Hits on a leased limit after each history.
+const LEASED_STEPS: usize = 200;
+
 /// A leased limit, and what of it was admitted when.
 struct Leased {
     rule: Rule,
@@ -53,10 +56,10 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
     let mut model = Model::default();
     let log = Algorithm::SlidingWindowLog { log_entries: LogEntries::LEASED };
     let mut leased = [("log", log), ("fw", Algorithm::FixedWindow)].map(|(action, algorithm)| {
-        let rule = Rule { action, limit: 60, window: 7 * SECOND, algorithm };
+        let rule = Rule { action, limit: 600, window: 7 * SECOND, algorithm };
         Leased { rule, admitted: Vec::new() }
     });
-    let mut histories = 0;
+    let (mut histories, mut leased_hits, mut leased_calls) = (0, 0, 0);
     while Instant::now() < until {
         let told = |what: String| format!("LONG_RUN_SEED={seed}, history {histories}: {what}");
         let limits = if histories % 5 == 4 { EXTREME_LIMITS } else { LIMITS };
@@ -64,9 +67,12 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
         let history = history(shape).new_tree(&mut random).unwrap().current();
         runtime.block_on(async {
             play_in_turn(&history, &clock, &mut model, &servers).await.unwrap_or_else(|problem| panic!("{}", told(problem)));
+            let before = calls(&redis);
             for leased in &mut leased {
                 leased.play(&servers, &clock, &mut random).await.unwrap_or_else(|problem| panic!("{}", told(problem)));
+                leased_hits += LEASED_STEPS as i64;
             }
+            leased_calls += calls(&redis) - before;
         });
         for key in keys(&redis) {
             let left = integer(&redis.command(&["TTL", &key]));
@@ -79,10 +85,15 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
             Mishap::ConnectionsLost => drop(redis.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])),
             Mishap::Restart => {
                 redis.kill();
-                redis.restart();
-                // All is forgotten, and leases from before have ended.
+                // All is forgotten, and leases from before have ended. What they did not spend is given back now, and lost: given
+                // back to the new Redis, which never counted it, it would make room for as much as was forgotten.
                 model = Model::default();
                 clock.step(7 * SECOND / 100);
+                runtime.block_on(async {
+                    servers.iter().for_each(Store::sweep_leases);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                });
+                redis.restart();
                 leased.iter_mut().for_each(|leased| leased.admitted.clear());
             }
         }
@@ -93,6 +104,7 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
     }
     eprintln!("{histories} histories of LONG_RUN_SEED={seed}");
     assert!(histories > 3, "{histories} histories in {seconds} s");
+    assert!(leased_calls < leased_hits, "leases are spent: {leased_calls} calls for {leased_hits} hits, the leases' own among them");
 }
 
 fn prop_mishap() -> impl Strategy<Value = Mishap> {
@@ -111,22 +123,33 @@ impl Leased {
     /// Asks in turn for a while, and checks after each hit that what was surely decided in the last window is within the limit.
     async fn play(&mut self, servers: &[Store], clock: &SteppedClock, random: &mut TestRunner) -> Result<(), String> {
         let Rule { limit, window, algorithm, .. } = self.rule;
-        let steps = proptest::collection::vec((0..servers.len(), 1..=3_u64, 0..100_000_u64), 60).new_tree(random).unwrap().current();
-        for (server, cost, step) in steps {
+        let step = (0..servers.len(), 1..=3_u64, 0..6_000_u64, 0..20_u8);
+        let steps = proptest::collection::vec(step, LEASED_STEPS).new_tree(random).unwrap().current();
+        // A reload changes the limit for a while.
+        let lowered = (0..5_u8).new_tree(random).unwrap().current() == 0;
+        for (number, (server, cost, step, kind)) in steps.into_iter().enumerate() {
             clock.step(step);
-            let hit = Hit { lease: Some(Lease::new(limit / 6).unwrap()), ..self.rule.hits(cost) };
-            let verdict = servers[server].decide(&[hit], None).await.map_err(|error| error.to_string())?;
             let now = clock.now();
-            if verdict.admitted {
-                self.admitted.push((now, cost));
-            }
             self.admitted.retain(|(at, _)| match algorithm {
                 Algorithm::FixedWindow => at / window == now / window,
                 _ => at + window > now,
             });
-            let admitted = self.admitted.iter().map(|(_, hits)| hits).sum::<u64>();
-            if admitted > limit {
-                return Err(format!("{admitted} admitted of {limit}, leased, by a {}", algorithm.as_str()));
+            let admitted = |of: &Self| of.admitted.iter().map(|(_, hits)| hits).sum::<u64>();
+            let limit = if lowered && number > LEASED_STEPS / 2 { limit / 2 } else { limit };
+            let hit = Hit { lease: Some(Lease::new(limit / 6).unwrap()), ..Rule { limit, ..self.rule }.hits(cost) };
+            if kind == 0 {
+                // Of what was taken: the oldest.
+                let mut left = cost.min(admitted(self));
+                servers[server].decide(&[Hit { cost: Cost::refund(left), ..hit }], None).await.map_err(|error| error.to_string())?;
+                for (_, hits) in &mut self.admitted {
+                    let taken = left.min(*hits);
+                    (*hits, left) = (*hits - taken, left - taken);
+                }
+            } else if servers[server].decide(&[hit], None).await.map_err(|error| error.to_string())?.admitted {
+                self.admitted.push((now, cost));
+                if admitted(self) > limit {
+                    return Err(format!("{} admitted of {limit}, leased, by a {}", admitted(self), algorithm.as_str()));
+                }
             }
         }
         servers.iter().for_each(Store::sweep_leases);
@@ -140,6 +163,13 @@ async fn until_it_answers(server: &Store) {
         assert!(Instant::now() < deadline, "Redis is back and not used");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Calls of the script so far.
+fn calls(redis: &RedisServer) -> i64 {
+    let stats: String = redis::from_redis_value(redis.command(&["INFO", "commandstats"])).unwrap();
+    let calls = stats.split("cmdstat_evalsha:calls=").nth(1).and_then(|rest| rest.split(',').next());
+    calls.map_or(0, |calls| calls.parse().unwrap())
 }
 
 fn keys(redis: &RedisServer) -> Vec<String> {
