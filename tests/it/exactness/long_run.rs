@@ -1,4 +1,4 @@
-//! One long random run: servers that share a Redis, histories of all algorithms, kinds, costs and refunds on top of each other
+//! One long random run: servers that share a Redis, and beside them one in memory, histories of all algorithms, kinds, costs and refunds on top of each other
 //! under rules that change, leases beside them, and a Redis that restarts, forgets its scripts or loses its connections. No
 //! answer differs from the plain model's, no leased counter admits too much, and no key is there for ever.
 //!
@@ -54,6 +54,9 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
     let (runtime, clock) = (runtime(), SteppedClock::starting_at(START));
     let servers = [(); 3].map(|()| redis_store(&redis, &clock));
     let mut model = Model::default();
+    // A second store, with a time of its own, to which nothing ever happens.
+    let clock_in_memory = SteppedClock::starting_at(START);
+    let (in_memory, mut model_in_memory) = ([memory_store(&clock_in_memory)], Model::default());
     let log = Algorithm::SlidingWindowLog { log_entries: LogEntries::LEASED };
     let mut leased = [("log", log), ("fw", Algorithm::FixedWindow)].map(|(action, algorithm)| {
         let rule = Rule { action, limit: 600, window: 7 * SECOND, algorithm };
@@ -67,6 +70,8 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
         let history = history(shape).new_tree(&mut random).unwrap().current();
         runtime.block_on(async {
             play_in_turn(&history, &clock, &mut model, &servers).await.unwrap_or_else(|problem| panic!("{}", told(problem)));
+            let played = play_in_turn(&history, &clock_in_memory, &mut model_in_memory, &in_memory).await;
+            played.unwrap_or_else(|problem| panic!("{}", told(format!("in memory: {problem}"))));
             let before = calls(&redis);
             for leased in &mut leased {
                 leased.play(&servers, &clock, &mut random).await.unwrap_or_else(|problem| panic!("{}", told(problem)));
