@@ -153,12 +153,6 @@ fn hit(descriptor: usize, client: &str, limit: u64) -> Hit<'_> {
 }
 
 fn spent(node: &RedisServer) -> Spent {
-    let info = |section: &str| redis::from_redis_value::<String>(node.command(&["INFO", section])).unwrap();
-    let (cpu, stats) = (info("cpu"), info("commandstats"));
-    let number = |name: &str| cpu.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse::<f64>().unwrap();
-    let called = |field: usize| {
-        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:"));
-        line.map_or(0.0, |line| line.split(',').nth(field).and_then(|part| part.split_once('=')).unwrap().1.parse().unwrap())
-    };
-    Spent { cpu: number("used_cpu_user:") + number("used_cpu_sys:"), calls: called(0), in_calls: called(1) / 1e6 }
+    let (calls, in_calls) = node.script_calls();
+    Spent { cpu: node.cpu(), calls: calls as f64, in_calls }
 }

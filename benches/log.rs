@@ -11,6 +11,7 @@ use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, LogEntries, Window
 use distributed_rate_limiter::metrics::{Metrics, RedisSeries};
 use distributed_rate_limiter::store::redis::RedisOptions;
 use distributed_rate_limiter::store::{Clock, Memory, Redis, SteppedClock, Store};
+use support::process::resident;
 use support::redis::RedisServer;
 use tokio::runtime::Runtime;
 
@@ -18,6 +19,7 @@ use tokio::runtime::Runtime;
 #[path = "../tests/it/support"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod support {
+    pub mod process;
     pub mod redis;
 }
 
@@ -95,9 +97,8 @@ impl Bench {
             self.clock.step(step);
             self.ask(&client, bound, limit, 1);
         }
-        let stats: String = redis::from_redis_value(self.server.command(&["INFO", "commandstats"])).unwrap();
-        let spent = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap();
-        let per_call: f64 = spent.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+        let (calls, seconds) = self.server.script_calls();
+        let per_call = 1e6 * seconds / calls as f64;
         let in_memory = in_memory(entries, limit);
         let late = if late == 0 { "not at all".to_owned() } else { format!("{:.1} s", late as f64 / 1e6) };
         println!("| {entries} | {limit} | {held} | {bytes} | {in_memory:.0} | {per_call:.1} us | {late} |");
@@ -137,19 +138,12 @@ fn fill(entries: u32, limit: u32) {
     let clients: Vec<String> = (0..RECORDS_FILLED / records).map(|number| format!("{number:036}")).collect();
     let clock = SteppedClock::starting_at(1_800_000_000_000_000 / step * step);
     let memory = Memory::new(2 * RECORDS_FILLED as usize, Clock::Stepped(clock.clone()), Metrics::new().unwrap().store("memory"));
-    let before = resident();
+    let before = resident(std::process::id());
     for _ in 0..records - 1 {
         for client in &clients {
             assert!(memory.decide(&[hit(client, log_entries, limit, u64::from(limit) / records)]).admitted);
         }
         clock.step(step);
     }
-    println!("{}", (resident() - before) / clients.len() as f64);
-}
-
-/// Bytes of this process that are in memory.
-fn resident() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    1024.0 * line.split_whitespace().next().unwrap().parse::<f64>().unwrap()
+    println!("{}", (resident(std::process::id()) - before) as f64 / clients.len() as f64);
 }

@@ -169,6 +169,7 @@ impl Server {
 struct Stores {
     serving: Vec<Store>,
     admin: Store,
+    /// For the control runtime, beside what the admin port asks.
     upkeep: Store,
     /// Where that is the store.
     memory: Option<Arc<Memory>>,

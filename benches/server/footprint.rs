@@ -8,6 +8,8 @@ use distributed_rate_limiter::limit::{Algorithm, Cost, Limit, Window};
 use distributed_rate_limiter::metrics::Metrics;
 use distributed_rate_limiter::store::{Clock, Memory, SteppedClock};
 
+use crate::support::process::resident;
+
 /// The argument with which this program fills a store.
 pub const ROLE: &str = "footprint";
 
@@ -48,12 +50,5 @@ pub fn fill(algorithm: &str, hits: u64) {
         clock.step(100_000_000);
     }
     assert_eq!(memory.len() as u64, CLIENTS);
-    println!("{}", (resident(std::process::id()) - before) / CLIENTS as f64);
-}
-
-/// Bytes of a process that are in memory.
-pub fn resident(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    1024.0 * line.split_whitespace().next().unwrap().parse::<f64>().unwrap()
+    println!("{}", (resident(std::process::id()) - before) as f64 / CLIENTS as f64);
 }

@@ -7,6 +7,9 @@ use std::process::Command;
 pub const SERVER_CORE: &str = "0";
 pub const LOAD_CORE: &str = "1";
 
+/// Seconds of load before each measurement.
+const WARM_UP: f64 = 0.3;
+
 /// What to ask, and how much at once.
 #[derive(Clone)]
 pub struct Load {
@@ -20,6 +23,8 @@ pub struct Load {
 /// What came of it: CPU of the server in microseconds a request, latencies in microseconds.
 pub struct Seen {
     pub requests: f64,
+    /// The same and those of the warm-up, taken to be as many a second.
+    pub with_warm_up: f64,
     pub per_second: f64,
     pub over_limit: f64,
     pub cpu: f64,
@@ -38,7 +43,7 @@ impl Load {
     /// Panics where a request has no answer: figures of a server that fails say nothing.
     pub fn run(&self, server: SocketAddr, pid: u32) -> Seen {
         let mut command = Command::new("taskset");
-        command.args(["-c", LOAD_CORE, env!("CARGO_BIN_EXE_ratelimitd"), "load", "--warmup", "300ms"]);
+        command.args(["-c", LOAD_CORE, env!("CARGO_BIN_EXE_ratelimitd"), "load", "--warmup", &format!("{}ms", WARM_UP * 1000.0)]);
         command.args(["--target", &format!("http://{server}"), "--pid", &pid.to_string(), "--clients", &self.clients.to_string()]);
         command.args(["--connections", &self.connections.to_string(), "--streams", &self.streams.to_string()]);
         command.args(["--duration", &format!("{}ms", self.seconds * 1000.0)]);
@@ -55,6 +60,7 @@ impl Load {
         assert_eq!(number("errors"), 0.0, "{report}");
         Seen {
             requests: number("requests"),
+            with_warm_up: number("requests") * (1.0 + WARM_UP / self.seconds),
             per_second: number("per second"),
             over_limit: number("OVER_LIMIT"),
             cpu: number("server CPU"),

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use load::{LOAD_CORE, Load, SERVER_CORE, Seen, pin};
 use redis::Value;
+use support::process::resident;
 use support::ratelimitd::{Ratelimitd, rules_file};
 use support::redis::RedisServer;
 use yardstick::Yardstick;
@@ -28,6 +29,7 @@ mod yardstick;
 #[allow(dead_code, reason = "the tests use more of it")]
 mod support {
     pub mod http;
+    pub mod process;
     pub mod ratelimitd;
     pub mod redis;
 }
@@ -146,28 +148,9 @@ fn memory() {
     row("p99", |seen| seen.p99, 1.25);
 }
 
-/// What a Redis has spent: calls of scripts, and its CPU in microseconds.
-fn spent(redis: &RedisServer) -> (f64, f64) {
-    let info = |section: &str| match redis.command(&["INFO", section]) {
-        Value::BulkString(bytes) => String::from_utf8(bytes).unwrap(),
-        Value::VerbatimString { text, .. } => text,
-        other => panic!("{other:?}"),
-    };
-    let number = |text: &str, before: &str, after: char| {
-        let rest = text.split(before).nth(1)?;
-        rest.split(|letter: char| letter == after || letter.is_whitespace()).next()?.parse::<f64>().ok()
-    };
-    let (cpu, stats) = (info("cpu"), info("commandstats"));
-    let seconds = number(&cpu, "used_cpu_sys:", '\r').unwrap() + number(&cpu, "used_cpu_user:", '\r').unwrap();
-    (number(&stats, "cmdstat_evalsha:calls=", ',').unwrap_or_default(), 1e6 * seconds)
-}
-
 fn redis_on_its_core() -> RedisServer {
     let redis = RedisServer::start();
-    let Value::BulkString(info) = redis.command(&["INFO", "server"]) else { panic!("INFO is text") };
-    let info = String::from_utf8(info).unwrap();
-    let pid = info.split("process_id:").nth(1).unwrap().split_whitespace().next().unwrap();
-    pin(pid.parse().unwrap(), LOAD_CORE);
+    pin(redis.pid(), LOAD_CORE);
     redis
 }
 
@@ -179,15 +162,14 @@ fn with_redis() {
     cpu_head("Redis");
     let mut its_own = Vec::new();
     for (in_flight, aim) in [(64, 0.9), (512, 1.0)] {
-        let before = spent(&redis);
+        let before = (redis.script_calls().0, redis.cpu());
         let rounds = rounds(&Load::in_flight(in_flight), &rules, &more, || {
             redis.command(&["FLUSHALL"]);
         });
-        let after = spent(&redis);
+        let (calls, cpu) = (redis.script_calls().0 - before.0, redis.cpu() - before.1);
         cpu_row(&format!("{in_flight} in flight"), &rounds, aim);
-        // With the warm-up, which is 0.3 s of 2.3.
-        let decisions: f64 = rounds.iter().map(|(_, ours)| ours.requests * 2.3 / 2.0).sum();
-        its_own.push((in_flight, (after.1 - before.1) / decisions, decisions / (after.0 - before.0)));
+        let decisions: f64 = rounds.iter().map(|(_, ours)| ours.with_warm_up).sum();
+        its_own.push((in_flight, 1e6 * cpu / decisions, decisions / calls as f64));
     }
     println!("\n| Redis itself | CPU, us a decision | decisions in a call |\n|---|---|---|");
     for (in_flight, cpu, batch) in its_own {
@@ -229,15 +211,15 @@ fn flood() {
     for (what, rules, clients, aim) in
         [("1,000 clients, all denied", &denied, 1_000, 0.6), ("100 clients with leases, 2 % of 100,000 a minute", &leased, 100, 0.7)]
     {
-        let before = spent(&redis).0;
+        let before = redis.script_calls().0;
         let load = Load { clients, ..Load::in_flight(64) };
         let rounds = rounds(&load, rules, &more, || {
             redis.command(&["FLUSHALL"]);
         });
         cpu_row(what, &rounds, aim);
-        let decisions: f64 = rounds.iter().map(|(_, ours)| ours.requests).sum();
-        let over: f64 = rounds.iter().map(|(_, ours)| ours.over_limit).sum();
-        calls.push((what, 100.0 * over / decisions, 100.0 * (spent(&redis).0 - before) / decisions));
+        let sum = |figure: fn(&Seen) -> f64| rounds.iter().map(|(_, ours)| figure(ours)).sum::<f64>();
+        let (over, decisions) = (sum(|seen| seen.over_limit) / sum(|seen| seen.requests), sum(|seen| seen.with_warm_up));
+        calls.push((what, 100.0 * over, 100.0 * (redis.script_calls().0 - before) as f64 / decisions));
     }
     println!("\n| | of them denied | calls of Redis for 100 decisions, warm-up and all |\n|---|---|---|");
     for (what, over, calls) in calls {
@@ -247,7 +229,7 @@ fn flood() {
 
 fn weigh() {
     let idle = server(&rules_file(RULES), &[]);
-    println!("\nidle: {:.1} MB", footprint::resident(idle.pid()) / 1e6);
+    println!("\nidle: {:.1} MB", resident(idle.pid()) as f64 / 1e6);
     drop(idle);
     println!("\n| {} clients in memory | hits each | bytes a client, key and all |\n|---|---|---|", footprint::CLIENTS);
     for (algorithm, hits) in [("sliding_window_log", 1), ("sliding_window_log", 10), ("sliding_window_log", 100), ("token_bucket", 1)] {

@@ -42,6 +42,8 @@ struct Served {
 pub struct RateLimitClient(tonic::client::Grpc<Channel>);
 
 impl Services {
+    /// Requests of more than `bytes_max` are refused unread.
+    ///
     /// # Errors
     /// Never in practice: the descriptor set is wrong.
     pub fn new(door: Door, health: HealthReporter, bytes_max: usize) -> Result<Self, tonic_reflection::server::Error> {
@@ -55,7 +57,7 @@ impl Services {
         Ok(Self(Arc::new(Served { door, bytes_max, others: others.into_axum_router() })))
     }
 
-    /// The future is boxed: hyper moves it some five times before it is first polled.
+    /// The future is boxed: hyper and tokio move it several times before it is first polled.
     pub fn call<B>(&self, request: Request<B>) -> BoxFuture<Response<Reply>, Infallible>
     where
         B: HttpBody<Data = Bytes, Error: Into<axum::BoxError> + fmt::Display> + Send + Unpin + 'static,

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod envoy;
 pub mod grpc;
 pub mod http;
+pub mod process;
 pub mod proxy;
 pub mod ratelimitd;
 pub mod redis;

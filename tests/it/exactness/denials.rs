@@ -18,12 +18,7 @@ fn remembering(server: &RedisServer, clock: &SteppedClock) -> Store {
 impl Bench {
     /// How many batches Redis has decided.
     fn calls(&self) -> u64 {
-        let stats: String = redis::from_redis_value(self.server().command(&["INFO", "commandstats"])).unwrap();
-        let calls = |name: &str| {
-            let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:calls=")));
-            line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
-        };
-        calls("eval") + calls("evalsha")
+        self.server().script_calls().0
     }
 }
 

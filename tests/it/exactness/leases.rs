@@ -100,6 +100,13 @@ fn what_redis_counts_is_what_was_admitted_and_what_is_leased() {
     }
 }
 
+/// Hits on a leased log.
+fn leased(cost: u64) -> Hit<'static> {
+    let algorithm = Algorithm::SlidingWindowLog { log_entries: LogEntries::LEASED };
+    let rule = Rule { action: "a", limit: LIMIT, window: WINDOW, algorithm };
+    Hit { lease: Some(Lease::new(LIMIT / 10).unwrap()), ..rule.hits(cost) }
+}
+
 /// Asks until it is denied, and says how many were admitted.
 async fn admitted(store: &Store, hit: &Hit<'_>) -> u64 {
     let mut admitted = 0;
@@ -114,14 +121,11 @@ fn a_refund_of_more_than_was_taken_gives_no_more_than_the_limit() {
     let server = RedisServer::start_without_expiry();
     let clock = SteppedClock::starting_at(START);
     let store = redis_store(&server, &clock);
-    let algorithm = Algorithm::SlidingWindowLog { log_entries: LogEntries::LEASED };
-    let rule = Rule { action: "a", limit: LIMIT, window: WINDOW, algorithm };
-    let leased = |cost| Hit { lease: Some(Lease::new(LIMIT / 10).unwrap()), ..rule.hits(cost) };
     runtime().block_on(async {
         for _ in 0..20 {
             assert!(store.decide(&[leased(1)], None).await.unwrap().admitted);
         }
-        let peek = || async { store.decide(&[rule.hits(0)], None).await.unwrap().tallies[0].used };
+        let peek = || async { store.decide(&[leased(0)], None).await.unwrap().tallies[0].used };
         assert!(peek().await > 20, "a lease is held");
         for _ in 0..3 {
             store.decide(&[Hit { cost: Cost::refund(20), ..leased(1) }], None).await.unwrap();
@@ -136,9 +140,6 @@ fn room_that_a_refund_makes_is_seen_at_once() {
     let server = RedisServer::start_without_expiry();
     let clock = SteppedClock::starting_at(START);
     let store = redis_store(&server, &clock);
-    let algorithm = Algorithm::SlidingWindowLog { log_entries: LogEntries::LEASED };
-    let rule = Rule { action: "a", limit: LIMIT, window: WINDOW, algorithm };
-    let leased = |cost| Hit { lease: Some(Lease::new(LIMIT / 10).unwrap()), ..rule.hits(cost) };
     runtime().block_on(async {
         assert_eq!(admitted(&store, &leased(1)).await, LIMIT);
         store.decide(&[Hit { cost: Cost::refund(50), ..leased(1) }], None).await.unwrap();
@@ -156,15 +157,13 @@ fn room_that_a_refund_makes_is_seen_at_once() {
 fn a_cost_fits_whenever_the_remaining_hits_say_so() {
     let server = RedisServer::start_without_expiry();
     let store = redis_store(&server, &SteppedClock::starting_at(START));
-    let algorithm = Algorithm::SlidingWindowLog { log_entries: LogEntries::LEASED };
-    let rule = Rule { action: "a", limit: LIMIT, window: WINDOW, algorithm };
-    let leased = |cost| Hit { lease: Some(Lease::new(LIMIT / 2).unwrap()), ..rule.hits(cost) };
+    let leased = |cost| Hit { lease: Some(Lease::new(LIMIT / 2).unwrap()), ..leased(cost) };
     runtime().block_on(async {
         let mut remaining = 0;
         for _ in 0..20 {
             remaining = store.decide(&[leased(1)], None).await.unwrap().tallies[0].remaining;
         }
-        assert!(store.decide(&[rule.hits(0)], None).await.unwrap().tallies[0].used > 20, "a lease is held");
+        assert!(store.decide(&[leased(0)], None).await.unwrap().tallies[0].used > 20, "a lease is held");
         assert_eq!(remaining, LIMIT - 20);
         assert!(store.decide(&[leased(remaining)], None).await.unwrap().admitted);
         assert!(!store.decide(&[leased(1)], None).await.unwrap().admitted);

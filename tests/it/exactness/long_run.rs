@@ -1,6 +1,6 @@
-//! One long random run: servers that share a Redis, and beside them one in memory, histories of all algorithms, kinds, costs and refunds on top of each other
-//! under rules that change, leases beside them, and a Redis that restarts, forgets its scripts or loses its connections. No
-//! answer differs from the plain model's, no leased counter admits too much, and no key is there for ever.
+//! One long random run: servers that share a Redis, and beside them one in memory; histories of all algorithms, kinds, costs
+//! and refunds on top of each other under rules that change; leases beside them; and a Redis that restarts, forgets its
+//! scripts or loses its connections. No answer differs from the plain model's, no leased counter admits too much, and no key is there for ever.
 //!
 //! In CI it lasts `SHORT` seconds, from one seed. `LONG_RUN_SECONDS=3600` makes it longer and takes another seed each time, which
 //! is printed; `LONG_RUN_SEED` replays one: `LONG_RUN_SEED=1 LONG_RUN_SECONDS=600 cargo test --test it -- long_run --nocapture`.
@@ -72,12 +72,12 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
             play_in_turn(&history, &clock, &mut model, &servers).await.unwrap_or_else(|problem| panic!("{}", told(problem)));
             let played = play_in_turn(&history, &clock_in_memory, &mut model_in_memory, &in_memory).await;
             played.unwrap_or_else(|problem| panic!("{}", told(format!("in memory: {problem}"))));
-            let before = calls(&redis);
+            let before = redis.script_calls().0;
             for leased in &mut leased {
                 leased.play(&servers, &clock, &mut random).await.unwrap_or_else(|problem| panic!("{}", told(problem)));
-                leased_hits += LEASED_STEPS as i64;
+                leased_hits += LEASED_STEPS as u64;
             }
-            leased_calls += calls(&redis) - before;
+            leased_calls += redis.script_calls().0 - before;
         });
         for key in keys(&redis) {
             let left = integer(&redis.command(&["TTL", &key]));
@@ -168,13 +168,6 @@ async fn until_it_answers(server: &Store) {
         assert!(Instant::now() < deadline, "Redis is back and not used");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-/// Calls of the script so far.
-fn calls(redis: &RedisServer) -> i64 {
-    let stats: String = redis::from_redis_value(redis.command(&["INFO", "commandstats"])).unwrap();
-    let calls = stats.split("cmdstat_evalsha:calls=").nth(1).and_then(|rest| rest.split(',').next());
-    calls.map_or(0, |calls| calls.parse().unwrap())
 }
 
 fn keys(redis: &RedisServer) -> Vec<String> {

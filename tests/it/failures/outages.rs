@@ -1,6 +1,7 @@
 //! Outages of a single Redis: it dies, stops, forgets, fills up, turns into a replica.
 
 use super::*;
+use crate::support::process::resident;
 use crate::support::ratelimitd::scratch;
 use crate::support::redis::RedisServer;
 use crate::support::sentinel::{REDIS_PASSWORD, SENTINEL_PASSWORD, Sentinels};
@@ -91,11 +92,7 @@ fn ten_deaths_leave_no_threads_no_files_and_no_memory_behind() {
     let mut redis = RedisServer::start();
     let server = start(&["--redis-url", &redis.url()]);
     let held = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count();
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
+    let resident = || resident(server.pid()) / 1_024;
     let mut die_and_come_back = || {
         redis.kill();
         thread::sleep(Duration::from_millis(60));

@@ -86,9 +86,38 @@ impl RedisServer {
         self.port
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A section of what it tells of itself.
+    pub fn info(&self, section: &str) -> String {
+        redis::from_redis_value(self.command(&["INFO", section])).expect("INFO is text")
+    }
+
+    /// CPU seconds that it has spent.
+    #[allow(dead_code, reason = "benches measure it")]
+    pub fn cpu(&self) -> f64 {
+        let info = self.info("cpu");
+        let number = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).expect("INFO tells it").parse::<f64>();
+        ["used_cpu_user:", "used_cpu_sys:"].map(|name| number(name).expect("a number")).iter().sum()
+    }
+
+    /// Calls of scripts that it has carried out, and seconds in them.
+    pub fn script_calls(&self) -> (u64, f64) {
+        let stats = self.info("commandstats");
+        let called = |name: &str| {
+            let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{name}:")));
+            let field = |at: usize| line.and_then(|line| line.split(',').nth(at)?.split_once('=')?.1.parse::<f64>().ok());
+            (field(0).unwrap_or_default(), field(1).unwrap_or_default() / 1e6)
+        };
+        let (eval, evalsha) = (called("eval"), called("evalsha"));
+        ((eval.0 + evalsha.0) as u64, eval.1 + evalsha.1)
+    }
+
     /// Sends a signal: "STOP", "CONT".
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().expect("kill can be run");
+        let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().expect("kill can be run");
         assert!(sent.success());
     }
 
