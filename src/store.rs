@@ -86,19 +86,26 @@ impl Store {
         }
     }
 
-    /// Whether the store answers now: it is asked to look at a counter that nobody counts on.
+    /// Whether the store answers now: it is asked to look at counters that nobody counts on, of a short window and a long one,
+    /// which may lie in two Redis.
     pub async fn is_ready(&self) -> bool {
-        let counter = Counter {
-            domain: "",
-            client: Default::default(),
-            action: Action::named("ready"),
-            algorithm: Algorithm::FixedWindow,
-            window: Window::SECOND,
+        let peek = |(descriptor, window)| Hit {
+            descriptor,
+            kind: Kind::Shadow,
+            counter: Counter {
+                domain: "",
+                client: Default::default(),
+                action: Action::named("ready"),
+                algorithm: Algorithm::FixedWindow,
+                window,
+            },
+            limit: Limit::from(1),
+            cost: Cost::take(0),
+            count_denied: false,
+            on_store_failure: None,
+            lease: None,
         };
-        let (limit, cost) = (Limit::from(1), Cost::take(0));
-        let peek =
-            Hit { descriptor: 0, kind: Kind::Shadow, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None };
-        self.decide(&[peek], None).await.is_ok()
+        self.decide(&[(0, Window::SECOND), (1, Window::MINUTE)].map(peek), None).await.is_ok()
     }
 
     /// The name under which this store keeps a counter, as text: what can be looked up in Redis.

@@ -88,7 +88,8 @@ impl Redis {
     pub fn new(options: &RedisOptions, series: RedisSeries) -> Result<Self, RedisUrlError> {
         let denials = Arc::new(Denials::new(options.denials_max));
         let sites = [Some(&options.site), options.per_second.as_ref()];
-        let sites = sites.into_iter().flatten().map(|site| SharedSite::new(site, &denials, &series)).collect::<Result<_, _>>()?;
+        let sites =
+            sites.into_iter().flatten().map(|site| SharedSite::new(site, options.timeout, &denials, &series)).collect::<Result<_, _>>()?;
         let (key_prefix, timeout, clock) = (options.key_prefix.clone(), options.timeout, options.clock.clone());
         Ok(Self::of(Arc::new(Shared { sites, denials, leases: Arc::new(Leases::new()), key_prefix, timeout, clock }), series))
     }

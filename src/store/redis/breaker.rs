@@ -1,5 +1,6 @@
 //! The breaker before a Redis: while it is open nobody asks that Redis, and answers come at once from the failure policy.
-//! A probe beside the requests connects until a primary answers, and closes it. All runtimes of a server share it.
+//! A probe beside the requests connects until a primary answers as fast as a request needs it to, and closes it. All runtimes
+//! of a server share it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use super::link::{FAILURES_MAX, answers};
 use super::primary::Primary;
 use crate::metrics::RedisSeries;
 use crate::store::StoreError;
@@ -17,6 +19,8 @@ use crate::store::denial::Denials;
 pub(super) struct Breaker {
     pub primary: Primary,
     denials: Arc<Denials>,
+    /// What a call may take.
+    timeout: Duration,
     open: AtomicBool,
     /// How often it has opened. A connection from before is not trusted.
     epoch: AtomicU64,
@@ -28,7 +32,12 @@ pub(super) struct Breaker {
 }
 
 /// The probe of an open breaker.
-struct Probe(Arc<Breaker>);
+struct Probe {
+    breaker: Arc<Breaker>,
+    why: StoreError,
+    /// The opening is in the log.
+    logged: bool,
+}
 
 /// Connecting, with all greetings, takes no longer than this, or it has failed.
 pub(super) const CONNECT_MAX: Duration = Duration::from_millis(500);
@@ -36,13 +45,13 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_millis(500);
 /// A probe's pause after a failure.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
-/// However often a Redis comes and goes, the log tells of it once in so long.
+/// However often a Redis comes and goes, the log tells of it once in so long; of one that is away then, as soon as that is over.
 const LOG_PAUSE: Duration = Duration::from_secs(60);
 
 impl Breaker {
-    pub fn new(primary: Primary, denials: Arc<Denials>, series: RedisSeries) -> Self {
+    pub fn new(primary: Primary, denials: Arc<Denials>, timeout: Duration, series: RedisSeries) -> Self {
         let (open, epoch, retired, logged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false), Mutex::default());
-        Self { primary, denials, open, epoch, retired, logged, series }
+        Self { primary, denials, timeout, open, epoch, retired, logged, series }
     }
 
     pub fn is_open(&self) -> bool {
@@ -66,39 +75,55 @@ impl Breaker {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.series.breaker_openings.increment(1);
         self.series.breakers_open.increment(1.0);
-        let mut logged = self.logged.lock();
-        let due = logged.is_none_or(|last| last.elapsed() >= LOG_PAUSE);
-        if due {
-            *logged = Some(Instant::now());
-            warn!(redis = %self.primary, "Redis gives no answer: {why}; it is asked no more until it does (told once a minute)");
-        }
-        tokio::spawn(Probe(Arc::clone(self)).run(due));
+        tokio::spawn(Probe { breaker: Arc::clone(self), why: why.clone(), logged: false }.run());
     }
 }
 
 impl Probe {
-    async fn run(self, log: bool) {
-        loop {
-            if let Ok(Ok(_connection)) = timeout(CONNECT_MAX, self.0.primary.connect()).await {
-                break;
-            }
-            if self.0.retired.load(Ordering::Acquire) || Arc::strong_count(&self.0) == 1 {
+    async fn run(mut self) {
+        self.log();
+        while !self.answered().await {
+            if self.breaker.retired.load(Ordering::Acquire) || Arc::strong_count(&self.breaker) == 1 {
                 return; // Nobody will ask this Redis.
             }
             sleep(PROBE_PAUSE).await;
+            self.log();
         }
         // Whoever answers now may know less, or more, than what was denied by.
-        self.0.denials.clear();
-        if log {
-            info!(redis = %self.0.primary, "Redis answers again");
+        self.breaker.denials.clear();
+        if self.logged {
+            info!(redis = %self.breaker.primary, "Redis answers again");
         }
+    }
+
+    /// Whether there is a primary which answers in the time that a call has, as often in a row as it had not. One that is
+    /// slower is of no use: requests would wait for it in vain.
+    async fn answered(&self) -> bool {
+        let Ok(Ok(mut connection)) = timeout(CONNECT_MAX, self.breaker.primary.connect()).await else { return false };
+        for _ in 0..FAILURES_MAX {
+            if !answers(&mut connection, self.breaker.timeout).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Writes the opening to the log, unless that is done or another was not long ago.
+    fn log(&mut self) {
+        let Self { breaker, why, logged } = self;
+        let mut last = breaker.logged.lock();
+        if *logged || last.is_some_and(|last| last.elapsed() < LOG_PAUSE) {
+            return;
+        }
+        (*last, *logged) = (Some(Instant::now()), true);
+        warn!(redis = %breaker.primary, "Redis gives no answer: {why}; it is asked no more until it does (told once a minute)");
     }
 }
 
 impl Drop for Probe {
     /// Also where its runtime has gone: then the next failures open the breaker anew.
     fn drop(&mut self) {
-        self.0.series.breakers_open.decrement(1.0);
-        self.0.open.store(false, Ordering::Release);
+        self.breaker.series.breakers_open.decrement(1.0);
+        self.breaker.open.store(false, Ordering::Release);
     }
 }

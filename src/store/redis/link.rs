@@ -110,17 +110,18 @@ impl Link {
             self.connection = None;
         }
         let Some(connection) = &mut self.connection else { return false };
-        if self.used.elapsed() > IDLE_MAX {
-            let ping = redis::cmd("PING");
-            if !matches!(timeout(within, ping.query_async::<Value>(connection)).await, Ok(Ok(_))) {
-                self.connection = None;
-                return false;
-            }
+        if self.used.elapsed() > IDLE_MAX && !answers(connection, within).await {
+            self.connection = None;
+            return false;
         }
         true
     }
 
     pub fn connected(&mut self, connection: MultiplexedConnection, epoch: u64) {
+        if self.epoch != epoch {
+            // Those from before the breaker opened have had their effect.
+            self.failures = 0;
+        }
         self.connection = Some(connection);
         self.epoch = epoch;
     }
@@ -224,6 +225,11 @@ impl Sent {
             })
             .collect())
     }
+}
+
+/// Whether a PING is answered in time.
+pub(super) async fn answers(connection: &mut MultiplexedConnection, within: Duration) -> bool {
+    matches!(timeout(within, redis::cmd("PING").query_async::<Value>(connection)).await, Ok(Ok(_)))
 }
 
 fn is_unknown_script(error: &RedisError) -> bool {

@@ -243,8 +243,8 @@ impl Caretaker {
     /// Why a call was not carried out.
     fn refusal(&self, error: &RedisError) -> Refusal {
         let whole = |address: &str| match self.node.breaker.primary.address().and_then(|address| address.host()) {
-            // A node that doesn't know its own host leaves it out.
-            Some(host) if address.starts_with(':') => format!("{host}{address}").into(),
+            // A node that doesn't know its own host leaves it out, or says `?`.
+            Some(host) if address.starts_with([':', '?']) => format!("{host}{}", address.trim_start_matches('?')).into(),
             _ => address.into(),
         };
         match (error.kind(), error.redirect_node()) {
@@ -270,6 +270,8 @@ impl Caretaker {
         self.node.queue.lock().connecting_since = None;
         let connection = connected.map_err(|_| StoreError::Connection(format!("no connection within {CONNECT_MAX:?}")))??;
         link.connected(connection, epoch);
+        // Whoever is there now may know less, or more, than what was denied by.
+        self.node.denials.clear();
         Ok(Stage::Connect)
     }
 

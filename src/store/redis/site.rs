@@ -61,12 +61,12 @@ const HOPS_MAX: u32 = 4;
 impl SharedSite {
     /// # Errors
     /// An address, or a certificate, that can't be read.
-    pub fn new(site: &RedisSite, denials: &Arc<Denials>, series: &RedisSeries) -> Result<Self, RedisUrlError> {
-        let one = |primary| Self::One(Arc::new(Breaker::new(primary, Arc::clone(denials), series.clone())));
+    pub fn new(site: &RedisSite, timeout: Duration, denials: &Arc<Denials>, series: &RedisSeries) -> Result<Self, RedisUrlError> {
+        let one = |primary| Self::One(Arc::new(Breaker::new(primary, Arc::clone(denials), timeout, series.clone())));
         Ok(match site.deployment {
             RedisDeployment::Single => one(Primary::at(site)?),
             RedisDeployment::Sentinel => one(Primary::by_sentinels(site)?),
-            RedisDeployment::Cluster => Self::Cluster(Arc::new(Topology::new(site, Arc::clone(denials), series.clone())?)),
+            RedisDeployment::Cluster => Self::Cluster(Arc::new(Topology::new(site, Arc::clone(denials), timeout, series.clone())?)),
         })
     }
 
@@ -249,7 +249,9 @@ mod tests {
 
     fn refused(site: &RedisSite) -> String {
         let denials = Arc::new(Denials::new(0));
-        SharedSite::new(site, &denials, &RedisSeries::detached()).err().map_or_else(String::new, |error| error.to_string())
+        SharedSite::new(site, Duration::from_millis(10), &denials, &RedisSeries::detached())
+            .err()
+            .map_or_else(String::new, |error| error.to_string())
     }
 
     fn plain(url: &str) -> RedisSite {

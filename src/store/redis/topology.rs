@@ -36,6 +36,8 @@ pub(super) struct Topology {
     /// Told after each look.
     looked: Notify,
     denials: Arc<Denials>,
+    /// What a call may take.
+    timeout: Duration,
     series: RedisSeries,
 }
 
@@ -51,7 +53,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 impl Topology {
     /// # Errors
     /// An address, or a certificate, that can't be read; a database, for a Cluster has but one.
-    pub fn new(site: &RedisSite, denials: Arc<Denials>, series: RedisSeries) -> Result<Self, RedisUrlError> {
+    pub fn new(site: &RedisSite, denials: Arc<Denials>, timeout: Duration, series: RedisSeries) -> Result<Self, RedisUrlError> {
         let read = |part: &str| Address::read(part.trim(), site.auth.as_deref(), site.tls.as_ref());
         let seeds: Vec<_> = site.url.split(',').map(read).collect::<Result<_, _>>()?;
         if seeds.iter().any(|seed| seed.host().is_none() || seed.database() != 0) {
@@ -66,6 +68,7 @@ impl Topology {
             looks: AtomicUsize::new(0),
             looked: Notify::new(),
             denials,
+            timeout,
             series,
         })
     }
@@ -127,7 +130,7 @@ impl Topology {
         let refuse = || StoreError::Connection(format!("{primary} is no address"));
         let (host, port) = primary.rsplit_once(':').ok_or_else(refuse)?;
         let address = self.seeds[0].at(host, port.parse().map_err(|_| refuse())?)?;
-        let breaker = Arc::new(Breaker::new(Primary::At(address), Arc::clone(&self.denials), self.series.clone()));
+        let breaker = Arc::new(Breaker::new(Primary::At(address), Arc::clone(&self.denials), self.timeout, self.series.clone()));
         breakers.insert(Arc::clone(primary), Arc::clone(&breaker));
         Ok(breaker)
     }

@@ -93,6 +93,20 @@ fn what_another_server_frees_is_seen_five_seconds_late_at_most() {
 }
 
 #[test]
+fn a_connection_made_anew_has_denials_forgotten() {
+    let mut bench = bench();
+    let rule = Rule::new("a", 1, DAY);
+    assert!(bench.ask(&rule.hit()).0 && !bench.ask(&rule.hit()).0);
+    // It comes back empty while the connection is idle, which somebody else finds out.
+    let server = bench.server.as_mut().expect("this bench has a Redis");
+    server.kill();
+    server.restart();
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(bench.ask(&Rule::new("b", 1, DAY).hit()).0);
+    assert!(bench.ask(&rule.hit()).0);
+}
+
+#[test]
 fn a_denial_answers_for_the_whole_request_only_where_it_denies_the_request() {
     let bench = bench();
     let (full, free) = (Rule::new("full", 1, MINUTE), Rule::new("free", 5, MINUTE));

@@ -30,6 +30,27 @@ fn slower_than_the_deadline() {
 }
 
 #[test]
+fn a_path_that_always_takes_longer_than_the_deadline_is_given_up_once() {
+    let redis = RedisServer::start();
+    let proxy = Proxy::before(redis.url());
+    let server = Ratelimitd::start(&["--config", &rules_file(RULES), "--redis-timeout", "100ms", "--redis-url", &proxy.url()]);
+    assert_eq!(admitted(&server, "before", 10), 10);
+    let traffic = Traffic::on(&server);
+    // There and back in more than a call may take, though in less than it takes to connect.
+    proxy.delay(Duration::from_millis(60));
+    thread::sleep(Duration::from_secs(5));
+    let openings = metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}");
+    let waited = metric(&server, "ratelimit_store_failures{store=\"redis\",reason=\"deadline\"}");
+    proxy.delay(Duration::ZERO);
+    wait_until_redis_answers(&server, "a long way");
+    traffic.end("a long way");
+    // One by accident, on a busy machine.
+    assert!((1..=2).contains(&openings), "the breaker opened {openings} times");
+    assert!(waited <= 10, "{waited} calls waited");
+    assert_eq!(admitted(&server, "before", 30), 10);
+}
+
+#[test]
 fn half_open() {
     // What was swallowed never comes: the connections are of no use any more.
     survive("silence", |proxy| proxy.silence(true), |proxy| proxy.silence(false));
@@ -60,6 +81,8 @@ fn a_wrong_password_is_told_and_the_policy_answers() {
     let server = start(&["--redis-url", &redis.url(), "--redis-auth", "wrong-secret"]);
     let traffic = Traffic::on(&server);
     let told = server.wait_for_log("Redis gives no answer");
+    let rules = http::get(server.admin(), "/rlconfig", &[]).body;
+    assert!(rules.contains("steady") && !rules.contains("-secret"), "{rules}");
     thread::sleep(Duration::from_millis(300));
     traffic.end("wrong password");
     assert!(by_policy(&server) > 0);

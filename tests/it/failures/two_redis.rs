@@ -31,6 +31,27 @@ fn start() -> (RedisServer, RedisServer, Ratelimitd) {
     (all, short, server)
 }
 
+#[test]
+fn health_hangs_on_both_where_it_hangs_on_redis() {
+    let (all, short) = (RedisServer::start(), RedisServer::start());
+    let urls = ["--redis-url", &all.url(), "--redis-persecond", "--redis-persecond-url", &short.url()];
+    let server = start_by(RULES, &[&urls[..], &["--redis-health-check-active-connection"]].concat());
+    let wait_for = |status: u16, what: &str| {
+        let deadline = Instant::now() + BACK_MAX;
+        while http::get(server.http(), "/healthcheck", &[]).status != status {
+            assert!(Instant::now() < deadline, "{what}: health does not become {status}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_for(200, "at first");
+    for (redis, what) in [(&all, "the first"), (&short, "the second")] {
+        redis.signal("STOP");
+        wait_for(500, what);
+        redis.signal("CONT");
+        wait_for(200, what);
+    }
+}
+
 fn keys(redis: &RedisServer) -> Vec<String> {
     let mut keys: Vec<String> = redis::from_redis_value(redis.command(&["KEYS", "*"])).unwrap();
     keys.sort();
