@@ -537,6 +537,8 @@ mod tests {
         assert_eq!(options.site.auth.as_deref(), Some("u:p"));
         assert_eq!(redis(&["--redis-type", "CLUSTER"]).unwrap().site.deployment, RedisDeployment::Cluster);
         assert!(options.site.tls.is_none() && redis(&["--redis-tls"]).unwrap().site.tls.is_some());
+        let by_address = settle(&["--redis-type", "sentinel", "--redis-url", "m,a:1, rediss://b:1"], &[]).unwrap().store;
+        assert!(matches!(by_address, StoreSettings::Redis(options) if options.site.tls.is_some()), "the primary's too");
         assert!(redis(&["--redis-persecond-url", "s:1"]).unwrap().per_second.is_none(), "it was not asked for");
         let other =
             ["--redis-persecond", "--redis-persecond-url", "s:1", "--redis-persecond-auth", "q", "--redis-persecond-type", "cluster"];

@@ -17,7 +17,7 @@ pub struct RedisArgs {
     redis_type: String,
 
     /// single: host:port, the path of a Unix socket, or redis://USER:PASSWORD@HOST:PORT/DATABASE. sentinel:
-    /// MASTER,HOST:PORT,HOST:PORT... cluster: HOST:PORT,HOST:PORT..., some of its nodes
+    /// MASTER,HOST:PORT,HOST:PORT/DATABASE... (the primary's). cluster: HOST:PORT,HOST:PORT..., some of its nodes
     #[arg(long, env = "REDIS_URL", value_name = "ADDRESS", hide_env_values = true)]
     redis_url: Option<String>,
 
@@ -150,9 +150,10 @@ impl RedisArgs {
         }))
     }
 
-    /// TLS, where it is wanted: asked for, or by a rediss:// address that finds certificates set.
+    /// TLS, where it is wanted: asked for, or by any rediss:// address, which has all of them meant.
     fn tls(&self, asked: bool, url: &Option<String>) -> Result<Option<RedisTls>, SettingsError> {
-        if !asked && !url.as_deref().is_some_and(|url| url.starts_with("rediss://")) {
+        let in_addresses = |url: &str| url.split(',').any(|address| address.trim().starts_with("rediss://"));
+        if !asked && !url.as_deref().is_some_and(in_addresses) {
             return Ok(None);
         }
         let ca = read("REDIS_TLS_CACERT", &self.redis_tls_cacert)?;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError, TlsCertificates,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, RedisError,
+    TlsCertificates,
 };
 
 use super::{RedisTls, RedisUrlError};
@@ -109,10 +110,11 @@ impl fmt::Display for Address {
 
 fn with_auth(info: ConnectionInfo, auth: Option<&str>) -> ConnectionInfo {
     let Some(auth) = auth else { return info };
-    let settings = info.redis_settings().clone();
+    // Of the address's own credentials nothing stays, the user neither.
+    let plain = RedisConnectionInfo::default().set_db(info.redis_settings().db()).set_protocol(info.redis_settings().protocol());
     let settings = match auth.split_once(':') {
-        Some((user, password)) => settings.set_username(user).set_password(password),
-        None => settings.set_password(auth),
+        Some((user, password)) => plain.set_username(user).set_password(password),
+        None => plain.set_password(auth),
     };
     info.set_redis_settings(settings)
 }

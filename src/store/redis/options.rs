@@ -25,8 +25,8 @@ pub struct RedisOptions {
 pub struct RedisSite {
     pub deployment: RedisDeployment,
     /// Single: `host:port`, the path of a Unix socket, or a URL `redis://USER:PASSWORD@HOST:PORT/DATABASE` (`rediss://` for
-    /// TLS). Sentinel: `MASTER,HOST:PORT,HOST:PORT`, the name of the primary and the Sentinels that watch it. Cluster:
-    /// `HOST:PORT,HOST:PORT`, some of its nodes.
+    /// TLS). Sentinel: `MASTER,HOST:PORT,HOST:PORT`, the name of the primary and the Sentinels that watch it; a database after
+    /// any of them (`HOST:PORT/DATABASE`) is the primary's. Cluster: `HOST:PORT,HOST:PORT`, some of its nodes.
     pub url: String,
     /// `PASSWORD` or `USER:PASSWORD`, in place of the URL's.
     pub auth: Option<String>,
@@ -63,7 +63,9 @@ pub struct RedisTls {
 pub enum RedisUrlError {
     #[error("REDIS_URL is neither host:port, nor the path of a Unix socket, nor redis://USER:PASSWORD@HOST:PORT/DATABASE: {0}")]
     Address(String),
-    #[error("with REDIS_TYPE=sentinel, REDIS_URL is MASTER,HOST:PORT,HOST:PORT...: the primary's name, and at least one Sentinel")]
+    #[error(
+        "with REDIS_TYPE=sentinel, REDIS_URL is MASTER,HOST:PORT,HOST:PORT/DATABASE...: the primary's name, at least one Sentinel, and at most one database"
+    )]
     Sentinels,
     #[error("with REDIS_TYPE=cluster, REDIS_URL is HOST:PORT,HOST:PORT...: some of the Cluster's nodes, and no database but 0")]
     Seeds,

@@ -45,12 +45,15 @@ impl Primary {
         let tls = site.tls.as_ref();
         let mut parts = site.url.split(',').map(str::trim);
         let name = parts.next().filter(|name| !name.is_empty() && !name.contains(':')).ok_or(RedisUrlError::Sentinels)?;
-        let sentinel = |part: &str| Address::read(part, site.sentinel_auth.as_deref(), tls)?.without_database();
-        let addresses: Vec<_> = parts.map(sentinel).collect::<Result<_, _>>()?;
-        if addresses.is_empty() {
+        let named: Vec<_> = parts.map(|part| Address::read(part, site.sentinel_auth.as_deref(), tls)).collect::<Result<_, _>>()?;
+        // Sentinels have no databases: one that is named is the primary's.
+        let mut databases: Vec<_> = named.iter().map(Address::database).filter(|database| *database != 0).collect();
+        databases.dedup();
+        if named.is_empty() || databases.len() > 1 {
             return Err(RedisUrlError::Sentinels);
         }
-        let like = Address::read("primary:0", site.auth.as_deref(), tls)?;
+        let like = Address::read(&format!("primary:0/{}", databases.first().unwrap_or(&0)), site.auth.as_deref(), tls)?;
+        let addresses = named.into_iter().map(Address::without_database).collect::<Result<_, _>>()?;
         Ok(Self::BySentinels(Sentinels { name: name.to_owned(), addresses, answered: AtomicUsize::new(0), like }))
     }
 

@@ -269,6 +269,7 @@ mod tests {
             plain("redis://u:p@h:1/2"),
             plain("rediss://h:1"),
             sentinel("m,a:1,b:2"),
+            sentinel("m,a:1/3,b:2,redis://c:1/3"),
             cluster("a:1"),
             cluster("a:1, redis://:p@b:2"),
         ] {
@@ -276,7 +277,7 @@ mod tests {
         }
         let told = refused(&plain("redis://:hunter2@h:port/x"));
         assert!(told.contains("neither host:port") && !told.contains("hunter2"), "{told}");
-        for wrong in ["a:1,b:2", "", ",a:1", "m"] {
+        for wrong in ["a:1,b:2", "", ",a:1", "m", "m,a:1/3,b:2/4"] {
             assert!(refused(&sentinel(wrong)).contains("MASTER,HOST:PORT"), "{wrong}");
         }
         for wrong in ["/run/redis.sock", "redis://a:1/2"] {

@@ -150,10 +150,13 @@ fn under_the_policy_error_only_calls_during_the_outage_fail_and_at_once() {
 fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     let mut watched = Sentinels::start();
     let auth = ["--redis-auth", REDIS_PASSWORD, "--redis-sentinel-auth", SENTINEL_PASSWORD];
-    let server = start(&[&["--redis-type", "sentinel", "--redis-url", &watched.url()], &auth[..]].concat());
+    let url = watched.url() + "/2";
+    let server = start(&[&["--redis-type", "sentinel", "--redis-url", &url], &auth[..]].concat());
     assert_eq!(admitted(&server, "before", 10), 10);
     // As far as the replica has it, it is remembered.
     assert_eq!(watched.primary.command(&["WAIT", "1", "5000"]), redis::Value::Int(1));
+    let keys: String = redis::from_redis_value(watched.primary.command(&["INFO", "keyspace"])).unwrap();
+    assert!(keys.contains("db2:") && !keys.contains("db0:"), "in the database that was named: {keys}");
     let traffic = Traffic::on(&server);
     thread::sleep(Duration::from_millis(200));
     watched.primary.kill();
