@@ -28,9 +28,9 @@ use crate::hit::{Hit, Tally, Verdict};
 use crate::limit::Window;
 use crate::metrics::RedisSeries;
 use batch::Ask;
-use node::{Errand, Manner, Refusal};
+use node::{Errand, Manner, Pending, Refusal};
 pub use options::{DENIALS_DEFAULT, RedisDeployment, RedisOptions, RedisSite, RedisTls, RedisUrlError};
-use parts::{Counted, Told};
+use parts::{Counted, Part, Told};
 use site::{Making, SharedSite, Site};
 
 /// A Redis, asked from one runtime: its batch and its connection stay on the thread of whoever asks. Clones share both;
@@ -64,6 +64,13 @@ struct Way {
     site: usize,
     slot: u16,
     ask: Ask,
+}
+
+/// A part of a request on its way.
+struct Started {
+    part: Part,
+    errand: Errand,
+    pending: Result<Pending, Refusal>,
 }
 
 /// A lease that is being fetched.
@@ -123,14 +130,14 @@ impl Redis {
         let deadline = Instant::now() + within;
         let asks = batch::asks(hits, &self.shared.key_prefix);
         let asked = self.shared.denials.asked(self.shared.clock.now());
-        let mut answers = Told::nothing(hits, &asks);
-        let from_leases = self.spend(&mut answers);
-        if let Some(mut denied) = self.denied(&answers, asked) {
+        let mut answers = Told::nothing(Arc::clone(&asks));
+        let from_leases = self.spend(hits, &mut answers);
+        if let Some(mut denied) = self.denied(hits, &answers, asked) {
             self.own.series.denial_answers.increment(1);
             self.take_back(&answers, &mut denied);
             return Ok(denied);
         }
-        let place = if from_leases > 0 { None } else { self.place_of_all(hits, &asks) };
+        let place = if from_leases > 0 { None } else { self.place_of_all(&asks) };
         let verdict = match (answers.verdict(), place) {
             (Some(mut verdict), _) => {
                 self.own.series.lease_answers.increment(1);
@@ -145,12 +152,14 @@ impl Redis {
             (None, None) => {
                 self.own.series.store.calls.increment(1);
                 // Boxed: it is seldom, and its state would be part of every request's.
-                Box::pin(self.ask_in_parts(&mut answers, deadline, within)).await
+                let (told, verdict) = Box::pin(self.ask_in_parts(answers, deadline, within)).await;
+                answers = told;
+                verdict
             }
         };
         match &verdict {
-            Ok(verdict) => self.note(hits, &asks, asked, verdict.tallies.iter().map(Some)),
-            Err(_) => self.note(hits, &asks, asked, answers.tallies.iter().map(Option::as_ref)),
+            Ok(verdict) => self.note(&asks, asked, verdict.tallies.iter().map(Some)),
+            Err(_) => self.note(&asks, asked, answers.tallies.iter().map(Option::as_ref)),
         }
         verdict.or_else(|error| {
             self.own.series.store.failed(StoreFailure::from(&error));
@@ -179,22 +188,25 @@ impl Redis {
 
     /// Takes what it can of a request's hits from leases; says how many were decided so. Whoever gives back, looks, or counts
     /// when denied is for Redis to hear, and with him his whole request.
-    fn spend(&self, answers: &mut Told<'_, '_>) -> usize {
-        for (hit, ask) in answers.hits.iter().zip(answers.asks).filter(|(hit, _)| hit.lease.is_some() && hit.cost.is_refund()) {
+    fn spend(&self, hits: &[Hit<'_>], answers: &mut Told) -> usize {
+        if !hits.iter().any(|hit| hit.lease.is_some()) {
+            return 0;
+        }
+        let asks = Arc::clone(&answers.asks);
+        for (_, ask) in hits.iter().zip(&*asks).filter(|(hit, ask)| hit.lease.is_some() && ask.is_refund()) {
             // Else a refund of more than was taken would take what is counted and not spent yet.
             let unspent = self.shared.leases.end(&ask.key);
             if !unspent.is_empty() {
-                self.give_back(self.way(hit, ask), &unspent);
+                self.give_back(self.way(ask), &unspent);
             }
         }
-        let is_ordinary = |hit: &Hit<'_>| leaves_nothing_when_denied(hit) && hit.cost.amount() > 0;
-        if !answers.hits.iter().any(|hit| hit.lease.is_some()) || !answers.hits.iter().all(is_ordinary) {
+        if !asks.iter().all(Ask::is_ordinary) {
             return 0;
         }
         let mut decided = 0;
-        for (at, (hit, ask)) in answers.hits.iter().zip(answers.asks).enumerate() {
+        for (at, (hit, ask)) in hits.iter().zip(&*asks).enumerate() {
             let (Some(lease), now) = (hit.lease, self.shared.clock.steady()) else { continue };
-            let way = || self.way(hit, ask);
+            let way = || self.way(ask);
             let (taken, fetch) = self.shared.leases.take(&ask.key, &ask.terms, lease.get(), now, way);
             if let Some(fetch) = fetch {
                 tokio::spawn(self.clone().fetch(fetch));
@@ -245,10 +257,10 @@ impl Redis {
     }
 
     /// The verdict on a request that leases or denials deny. Whoever gives back, or counts when denied, is for Redis to hear.
-    fn denied(&self, answers: &Told<'_, '_>, asked: Asked) -> Option<Verdict> {
-        let Told { hits, asks, tallies, .. } = answers;
+    fn denied(&self, hits: &[Hit<'_>], answers: &Told, asked: Asked) -> Option<Verdict> {
+        let Told { asks, tallies, .. } = answers;
         let denials = &self.shared.denials;
-        if !hits.iter().all(leaves_nothing_when_denied) {
+        if !asks.iter().all(Ask::leaves_nothing_when_denied) {
             return None;
         }
         let find = |(ask, tally): (&Ask, &Option<Tally>)| if tally.is_none() { denials.find(&ask.key, &ask.terms, asked.at) } else { None };
@@ -266,55 +278,83 @@ impl Redis {
     }
 
     /// Where all hits of a request lie, if that is one place.
-    fn place_of_all(&self, hits: &[Hit<'_>], asks: &[Ask]) -> Option<(usize, u16)> {
-        let mut places = hits.iter().zip(asks).map(|(hit, ask)| self.place(hit, ask));
+    fn place_of_all(&self, asks: &[Ask]) -> Option<(usize, u16)> {
+        let mut places = asks.iter().map(|ask| self.place(ask));
         let first = places.next()?;
         places.all(|place| place == first).then_some(first)
     }
 
     /// The site and the slot of a hit.
-    fn place(&self, hit: &Hit<'_>, ask: &Ask) -> (usize, u16) {
-        let site = usize::from(self.own.sites.len() > 1 && hit.counter.window <= Window::SECOND);
+    fn place(&self, ask: &Ask) -> (usize, u16) {
+        let site = usize::from(self.own.sites.len() > 1 && ask.terms.window <= Window::SECOND.micros());
         (site, self.own.sites[site].slot(&ask.key))
     }
 
-    fn way(&self, hit: &Hit<'_>, ask: &Ask) -> Way {
-        let (site, slot) = self.place(hit, ask);
+    fn way(&self, ask: &Ask) -> Way {
+        let (site, slot) = self.place(ask);
         Way { site, slot, ask: ask.clone() }
     }
 
-    /// Asks for all parts of a request at once.
-    async fn ask_in_parts(&self, answers: &mut Told<'_, '_>, deadline: Instant, within: Duration) -> Result<Verdict, StoreError> {
+    /// Asks for all parts of a request at once. What one records and another denies is taken back also where the caller has
+    /// gone meanwhile.
+    async fn ask_in_parts(&self, answers: Told, deadline: Instant, within: Duration) -> (Told, Result<Verdict, StoreError>) {
         let undecided = answers.tallies.iter().enumerate().filter(|(_, tally)| tally.is_none());
-        let parts = parts::deal(undecided.map(|(hit, _)| (hit, self.place(&answers.hits[hit], &answers.asks[hit]))));
-        let mut failure = None;
-        let mut started = Vec::with_capacity(parts.len());
+        let parts = parts::deal(undecided.map(|(hit, _)| (hit, self.place(&answers.asks[hit]))));
+        // Waits only where a Cluster has never been heard of; whose slots are not known fails by itself.
+        let mut known = SmallVec::<[_; 2]>::new();
         for part in &parts {
-            let site = &self.own.sites[part.site];
-            // Waits only where a Cluster has never been heard of; whose slots are not known fails by itself.
-            let known = site.known(deadline, within).await;
-            let asks = batch::part(part.hits.iter().map(|hit| (answers.hits[*hit].descriptor, &answers.asks[*hit])));
-            let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
-            let begun = known.map_err(Refusal::Failed).and_then(|()| site.start(&errand, deadline));
-            started.push((errand, begun));
+            known.push(self.own.sites[part.site].known(deadline, within).await);
         }
-        for (part, (errand, started)) in parts.iter().zip(started) {
-            match self.own.sites[part.site].finish(errand, started, deadline, within).await {
-                Ok(answer) => answers.take(part, &answer),
+        let asks = Arc::clone(&answers.asks);
+        tokio::spawn(self.clone().settle(answers, self.start(&asks, parts, known, deadline), deadline, within))
+            .await
+            .unwrap_or_else(|_| (Told::nothing(asks), Err(StoreError::Connection("the request was given up".to_owned()))))
+    }
+
+    /// Puts the parts of a request into their queues.
+    fn start(
+        &self,
+        asks: &[Ask],
+        parts: SmallVec<[Part; 2]>,
+        known: SmallVec<[Result<(), StoreError>; 2]>,
+        deadline: Instant,
+    ) -> Vec<Started> {
+        let start = |(part, known): (Part, Result<(), StoreError>)| {
+            let asks = batch::part(part.hits.iter().map(|hit| &asks[*hit]));
+            let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
+            let pending = known.map_err(Refusal::Failed).and_then(|()| self.own.sites[part.site].start(&errand, deadline));
+            Started { part, errand, pending }
+        };
+        parts.into_iter().zip(known).map(start).collect()
+    }
+
+    /// Puts together what comes of a request's parts.
+    async fn settle(
+        self,
+        mut answers: Told,
+        started: Vec<Started>,
+        deadline: Instant,
+        within: Duration,
+    ) -> (Told, Result<Verdict, StoreError>) {
+        let mut failure = None;
+        for Started { part, errand, pending } in started {
+            match self.own.sites[part.site].finish(errand, pending, deadline, within).await {
+                Ok(answer) => answers.take(&part, &answer),
                 Err(error) => failure = Some(error),
             }
         }
-        match (failure, answers.verdict()) {
+        let verdict = match (failure, answers.verdict()) {
             (None, Some(mut verdict)) => {
-                self.take_back(answers, &mut verdict);
+                self.take_back(&answers, &mut verdict);
                 Ok(verdict)
             }
             (failure, _) => Err(failure.unwrap_or(StoreError::QueueFull)),
-        }
+        };
+        (answers, verdict)
     }
 
     /// Takes back what must not stay counted under this verdict.
-    fn take_back(&self, answers: &Told<'_, '_>, verdict: &mut Verdict) {
+    fn take_back(&self, answers: &Told, verdict: &mut Verdict) {
         let mut recorded = SmallVec::<[(usize, u64); 2]>::new();
         for (hit, counted) in answers.settle(verdict) {
             let ask = &answers.asks[hit];
@@ -324,7 +364,7 @@ impl Redis {
             }
         }
         self.own.series.taken_back.increment(recorded.len() as u64);
-        let places = recorded.iter().map(|(hit, _)| self.place(&answers.hits[*hit], &answers.asks[*hit])).enumerate();
+        let places = recorded.iter().map(|(hit, _)| self.place(&answers.asks[*hit])).enumerate();
         for part in parts::deal(places) {
             let asks = batch::take_back(part.hits.iter().map(|place| (&answers.asks[recorded[*place].0], recorded[*place].1)));
             self.own.sites[part.site].leave(Errand { asks, slot: part.slot, manner: Manner::Batched });
@@ -333,13 +373,13 @@ impl Redis {
 
     /// Keeps what the tallies, as far as there are any, say of counters that are over; and forgets what a refund has made
     /// untrue: one without an answer may have been carried out all the same.
-    fn note<'t>(&self, hits: &[Hit<'_>], asks: &[Ask], asked: Asked, tallies: impl Iterator<Item = Option<&'t Tally>>) {
+    fn note<'t>(&self, asks: &[Ask], asked: Asked, tallies: impl Iterator<Item = Option<&'t Tally>>) {
         let Shared { denials, leases, .. } = &*self.shared;
-        for (_, ask) in hits.iter().zip(asks).filter(|(hit, _)| hit.cost.is_refund()) {
+        for ask in asks.iter().filter(|ask| ask.is_refund()) {
             denials.forget(&ask.key);
             leases.refilled(&ask.key);
         }
-        if !denials.are_kept() || asks.len() > REMEMBERED_HITS_MAX || !hits.iter().all(leaves_nothing_when_denied) {
+        if !denials.are_kept() || asks.len() > REMEMBERED_HITS_MAX || !asks.iter().all(Ask::leaves_nothing_when_denied) {
             return;
         }
         for (at, (ask, tally)) in asks.iter().zip(tallies).enumerate() {
@@ -360,9 +400,4 @@ impl Drop for Fetching {
             self.leases.failed(&self.key, self.clock.steady());
         }
     }
-}
-
-/// Whether a denial of the hit would change nothing in its counter.
-fn leaves_nothing_when_denied(hit: &Hit<'_>) -> bool {
-    !hit.count_denied && !hit.cost.is_refund()
 }

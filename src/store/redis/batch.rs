@@ -16,7 +16,9 @@ use crate::store::{StoreError, key};
 pub(super) struct Ask {
     pub key: Box<[u8]>,
     algorithm: u8,
-    kind: Kind,
+    /// Its place in the request.
+    pub descriptor: usize,
+    pub kind: Kind,
     count_denied: bool,
     flow: Flow,
     last: Last,
@@ -24,7 +26,7 @@ pub(super) struct Ask {
 }
 
 /// Which way hits go.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Taken = 0,
     GivenBack = 1,
@@ -74,6 +76,9 @@ pub(super) struct Batch {
 /// The most hits of one request: the script is told a hit's counter in two bytes.
 pub(super) const HITS_MAX: usize = 65_535;
 
+/// The fixed window's number for the script.
+const FIXED_WINDOW: u8 = 3;
+
 /// Bytes of one hit.
 const HIT_SIZE: usize = 5 + 2 + 7 * 7;
 
@@ -87,8 +92,9 @@ pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
             algorithm: match hit.counter.algorithm {
                 Algorithm::SlidingWindowLog { .. } => 1,
                 Algorithm::TokenBucket { .. } => 2,
-                Algorithm::FixedWindow => 3,
+                Algorithm::FixedWindow => FIXED_WINDOW,
             },
+            descriptor: hit.descriptor,
             kind: hit.kind,
             count_denied: hit.count_denied,
             flow: if hit.cost.is_refund() { Flow::GivenBack } else { Flow::Taken },
@@ -102,16 +108,15 @@ pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
         .collect()
 }
 
-/// Those of a request's hits, each with its descriptor, that are decided apart from the others. There a quota can't deny: it
-/// takes all of them to know.
-pub(super) fn part<'a>(asks: impl Iterator<Item = (usize, &'a Ask)> + Clone) -> Arc<[Ask]> {
-    let ends = asks.clone().skip(1).map(|(next, _)| Some(next)).chain([None]);
+/// Those of a request's hits that are decided apart from the others. There a quota can't deny: it takes all of them to know.
+pub(super) fn part<'a>(asks: impl Iterator<Item = &'a Ask> + Clone) -> Arc<[Ask]> {
+    let ends = asks.clone().skip(1).map(|next| Some(next.descriptor)).chain([None]);
     asks.zip(ends)
-        .map(|((descriptor, ask), next)| Ask {
+        .map(|(ask, next)| Ask {
             kind: if ask.kind.is_quota() { Kind::Shadow } else { ask.kind },
             last: match next {
                 None => Last::Part,
-                Some(next) if next != descriptor => Last::Descriptor,
+                Some(next) if next != ask.descriptor => Last::Descriptor,
                 Some(_) => Last::Nothing,
             },
             ..ask.clone()
@@ -190,6 +195,25 @@ impl Batch {
 }
 
 impl Ask {
+    pub fn is_refund(&self) -> bool {
+        self.flow == Flow::GivenBack
+    }
+
+    /// Whether a denial of it would change nothing in its counter.
+    pub fn leaves_nothing_when_denied(&self) -> bool {
+        !self.count_denied && !self.is_refund()
+    }
+
+    /// Whether it is recorded if its request is admitted, and only then.
+    pub fn is_ordinary(&self) -> bool {
+        self.leaves_nothing_when_denied() && self.terms.amount > 0
+    }
+
+    /// Whether an empty counter has nothing to wait for.
+    pub fn is_free_when_empty(&self) -> bool {
+        self.algorithm != FIXED_WINDOW
+    }
+
     fn write(&self, place: u16, out: &mut Vec<u8>) {
         out.reserve(HIT_SIZE);
         let kind = match self.kind {

@@ -2,11 +2,13 @@
 //! here they are put together. Where the whole is denied, what a part has recorded is taken back. Pure: it knows which hits
 //! lie together, not where.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
 use super::batch::{Answer, Ask};
-use crate::hit::{Ballot, Hit, Tally, Verdict};
-use crate::limit::Algorithm;
+use crate::hit::{Ballot, Tally, Verdict};
 
 /// Hits of a request that lie in one slot, in order.
 pub(super) struct Part {
@@ -18,9 +20,8 @@ pub(super) struct Part {
 }
 
 /// What the parts have said so far.
-pub(super) struct Told<'r, 'h> {
-    pub hits: &'r [Hit<'h>],
-    pub asks: &'r [Ask],
+pub(super) struct Told {
+    pub asks: Arc<[Ask]>,
     /// None for a hit whose part has not answered.
     pub tallies: SmallVec<[Option<Tally>; 4]>,
     /// Where a hit is counted that is counted only because its part admitted it.
@@ -48,10 +49,10 @@ pub(super) fn deal(places: impl Iterator<Item = (usize, (usize, u16))>) -> Small
     parts
 }
 
-impl<'r, 'h> Told<'r, 'h> {
-    pub fn nothing(hits: &'r [Hit<'h>], asks: &'r [Ask]) -> Self {
-        let (tallies, counted) = hits.iter().map(|_| (None, None)).unzip();
-        Self { hits, asks, tallies, counted }
+impl Told {
+    pub fn nothing(asks: Arc<[Ask]>) -> Self {
+        let (tallies, counted) = asks.iter().map(|_| (None, None)).unzip();
+        Self { asks, tallies, counted }
     }
 
     /// Takes what a lease says of a hit.
@@ -62,11 +63,10 @@ impl<'r, 'h> Told<'r, 'h> {
 
     /// Whether what is known denies the request, however the other hits fare.
     pub fn denies(&self, known: impl Fn(usize) -> bool) -> bool {
-        let (mut ballot, mut from) = (Ballot::default(), 0);
-        for mine in self.hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
-            let over = (from..from + mine.len()).any(|hit| self.tallies[hit].is_some_and(|tally| tally.over) || known(hit));
-            ballot.cast(mine[0].kind, over);
-            from += mine.len();
+        let mut ballot = Ballot::default();
+        for mut mine in self.by_descriptor() {
+            let kind = self.asks[mine.start].kind;
+            ballot.cast(kind, mine.any(|hit| self.tallies[hit].is_some_and(|tally| tally.over) || known(hit)));
         }
         !ballot.admits()
     }
@@ -76,13 +76,12 @@ impl<'r, 'h> Told<'r, 'h> {
         for (hit, tally) in part.hits.iter().zip(&answer.verdict.tallies) {
             self.tallies[*hit] = Some(*tally);
         }
-        let descriptor = |hit: &usize| self.hits[*hit].descriptor;
+        let descriptor = |hit: &usize| self.asks[*hit].descriptor;
         let mut recorded_at = answer.recorded_at.iter();
         for mine in part.hits.chunk_by(|one, other| descriptor(one) == descriptor(other)) {
             let over = mine.iter().any(|hit| self.tallies[*hit].is_some_and(|tally| tally.over));
             for (hit, at) in mine.iter().zip(&mut recorded_at) {
-                let Hit { cost, count_denied, .. } = &self.hits[*hit];
-                let for_its_part = answer.verdict.admitted && !over && !count_denied && !cost.is_refund() && cost.amount() > 0;
+                let for_its_part = answer.verdict.admitted && !over && self.asks[*hit].is_ordinary();
                 self.counted[*hit] = for_its_part.then_some(Counted::InRedis(*at));
             }
         }
@@ -91,29 +90,24 @@ impl<'r, 'h> Told<'r, 'h> {
     /// The verdict on the request, if all parts have answered.
     pub fn verdict(&self) -> Option<Verdict> {
         let tallies = self.tallies.iter().copied().collect::<Option<_>>()?;
-        let mut verdict = Verdict { admitted: true, by_denial: false, tallies };
-        let mut ballot = Ballot::default();
-        self.by_descriptor(&verdict).for_each(|(mine, over)| ballot.cast(self.hits[mine.start].kind, over));
-        verdict.admitted = ballot.admits();
-        Some(verdict)
+        Some(Verdict { admitted: !self.denies(|_| false), by_denial: false, tallies })
     }
 
     /// The hits that must not stay counted under this verdict, and where each is; the verdict's tallies are then as without
     /// them.
     pub fn settle(&self, verdict: &mut Verdict) -> Vec<(usize, Counted)> {
         let mut back = Vec::new();
-        for (mine, over) in self.by_descriptor(verdict) {
-            if over || !verdict.admitted {
+        for mine in self.by_descriptor() {
+            if !verdict.admitted || verdict.tallies[mine.clone()].iter().any(|tally| tally.over) {
                 back.extend(mine.filter_map(|hit| Some((hit, self.counted[hit]?))));
             }
         }
         for (hit, _) in &back {
             let taken = &self.asks[*hit];
-            for ((ask, hit), tally) in self.asks.iter().zip(self.hits).zip(&mut verdict.tallies) {
+            for (ask, tally) in self.asks.iter().zip(&mut verdict.tallies) {
                 if ask.key == taken.key {
                     let used = tally.used.saturating_sub(taken.terms.amount);
-                    let is_empty = used == 0 && hit.counter.algorithm != Algorithm::FixedWindow;
-                    let reset = (!tally.over && is_empty).then_some(0);
+                    let reset = (!tally.over && used == 0 && ask.is_free_when_empty()).then_some(0);
                     let wait = reset.or_else(|| u64::try_from(tally.reset.as_micros()).ok());
                     *tally = ask.terms.tally(tally.over, used, wait);
                 }
@@ -122,13 +116,13 @@ impl<'r, 'h> Told<'r, 'h> {
         back
     }
 
-    /// The places of each descriptor's hits, and whether any of them is over.
-    fn by_descriptor<'v>(&self, verdict: &'v Verdict) -> impl Iterator<Item = (std::ops::Range<usize>, bool)> + use<'r, 'h, 'v> {
-        let (hits, mut from) = (self.hits, 0);
-        hits.chunk_by(|one, other| one.descriptor == other.descriptor).map(move |mine| {
+    /// The places of each descriptor's hits.
+    fn by_descriptor(&self) -> impl Iterator<Item = Range<usize>> {
+        let mut from = 0;
+        self.asks.chunk_by(|one, other| one.descriptor == other.descriptor).map(move |mine| {
             let places = from..from + mine.len();
             from = places.end;
-            (places.clone(), verdict.tallies[places].iter().any(|tally| tally.over))
+            places
         })
     }
 }
