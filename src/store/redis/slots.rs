@@ -71,6 +71,11 @@ impl SlotMap {
         (0..SLOTS).all(|slot| self.owner(slot).map(|owner| places[owner]) == other.owner(slot).map(Some))
     }
 
+    /// Whether the same primaries are there, whatever they serve.
+    pub fn has_primaries_of(&self, other: &Self) -> bool {
+        self.primaries.len() == other.primaries.len() && self.primaries.iter().all(|primary| other.primaries.contains(primary))
+    }
+
     fn give(&mut self, slots: RangeInclusive<u16>, primary: Arc<str>) {
         let place = self.primaries.iter().position(|known| *known == primary).unwrap_or_else(|| {
             self.primaries.push(primary);
@@ -140,6 +145,7 @@ mod tests {
         assert_eq!(moved.owner(0).map(|owner| &*moved.primaries[owner]), Some("b:3"));
         assert!(!moved.agrees_with(&map) && !map.agrees_with(&moved) && moved.with(0, "a:1").agrees_with(&map));
         assert!(!map.with(151, "a:1").agrees_with(&map), "a slot that had nobody");
+        assert!(map.with(0, "asked:2").has_primaries_of(&map) && !moved.has_primaries_of(&map) && !map.has_primaries_of(&moved));
     }
 
     #[test]

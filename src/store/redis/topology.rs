@@ -163,9 +163,10 @@ impl Topology {
         if map.agrees_with(&before) {
             return;
         }
-        if !before.primaries.is_empty() {
-            info!(primaries = map.primaries.len(), "the Redis Cluster's slots have moved");
-            // A new primary may know less, or more, than what was denied by.
+        // Slots that move from one to another take what they hold along, and many do so one by one.
+        if !before.primaries.is_empty() && !map.has_primaries_of(&before) {
+            info!(primaries = map.primaries.len(), "the Redis Cluster has other primaries now");
+            // A new one may know less, or more, than what was denied by.
             self.denials.clear();
         }
         self.map.store(Arc::new(map));

@@ -37,6 +37,37 @@ fn a_log_of_128_entries_keeps_redis_compact_form() {
 }
 
 #[test]
+fn a_full_queue_is_refused_at_once_and_those_in_it_once_their_turn_comes() {
+    let bench = Bench::redis();
+    let rule = Rule::new("a", Limit::MOST, MINUTE);
+    bench.ask(&rule.hit());
+    bench.server().command(&["CLIENT", "PAUSE", "60000", "WRITE"]);
+    bench.runtime.block_on(async {
+        let ask = || {
+            let store = bench.store.clone();
+            tokio::spawn(async move { store.decide(&[rule.hit()], None).await })
+        };
+        let under_way = ask();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let queued: Vec<_> = (0..8_192).map(|_| ask()).collect();
+        assert_eq!(ask().await.unwrap(), Err(StoreError::QueueFull));
+        assert_eq!(ask().await.unwrap(), Err(StoreError::BreakerOpen));
+        assert!(!under_way.is_finished(), "nobody had to wait for Redis to know that");
+        bench.server().command(&["CLIENT", "UNPAUSE"]);
+        assert!(under_way.await.unwrap().is_ok());
+        for asked in queued {
+            assert_eq!(asked.await.unwrap(), Err(StoreError::BreakerOpen));
+        }
+        let deadline = tokio::time::Instant::now() + TIMEOUT;
+        while ask().await.unwrap().is_err() {
+            assert!(tokio::time::Instant::now() < deadline, "Redis is not asked again");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    assert_eq!(bench.used(rule), 3, "who was refused is counted nowhere");
+}
+
+#[test]
 fn a_cost_of_any_size_is_one_entry() {
     let bench = Bench::redis();
     let rule = Rule::new("a", Limit::MOST, MINUTE);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::process::resident;
+use crate::support::proxy::Proxy;
 use crate::support::ratelimitd::scratch;
 use crate::support::redis::RedisServer;
 use crate::support::sentinel::{REDIS_PASSWORD, SENTINEL_PASSWORD, Sentinels};
@@ -88,23 +89,44 @@ fn its_connections_killed_at_random() {
 }
 
 #[test]
-fn ten_deaths_leave_no_threads_no_files_and_no_memory_behind() {
+fn ten_rounds_of_every_trouble_leave_no_threads_no_files_and_no_memory_behind() {
     let mut redis = RedisServer::start();
-    let server = start(&["--redis-url", &redis.url()]);
+    let proxy = Proxy::before(redis.url());
+    let server = start(&["--redis-url", &proxy.url()]);
     let held = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count();
     let resident = || resident(server.pid()) / 1_024;
-    let mut die_and_come_back = || {
+    let last = || thread::sleep(Duration::from_millis(60));
+    let mut be_in_trouble = || {
         redis.kill();
-        thread::sleep(Duration::from_millis(60));
+        last();
         redis.restart();
-        wait_until_redis_answers(&server, "ten rounds");
+        wait_until_redis_answers(&server, "killed");
+        redis.signal("STOP");
+        last();
+        redis.signal("CONT");
+        redis.command(&["CLIENT", "PAUSE", "60", "ALL"]);
+        redis.command(&["SCRIPT", "FLUSH"]);
+        redis.command(&["REPLICAOF", "127.0.0.1", "1"]);
+        last();
+        redis.command(&["REPLICAOF", "NO", "ONE"]);
+        wait_until_redis_answers(&server, "demoted");
+        redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+        proxy.delay(Duration::from_millis(160));
+        last();
+        proxy.delay(Duration::ZERO);
+        proxy.cut();
+        last();
+        proxy.silence(true);
+        last();
+        proxy.silence(false);
+        wait_until_redis_answers(&server, "silent");
     };
     let traffic = Traffic::on(&server);
     // The first one has the memory for it all taken.
-    die_and_come_back();
+    be_in_trouble();
     let (threads, files, memory) = (held("task"), held("fd"), resident());
     for _ in 0..10 {
-        die_and_come_back();
+        be_in_trouble();
     }
     traffic.end("ten rounds");
     assert!(held("task") <= threads, "{threads} threads before");
