@@ -1,6 +1,6 @@
 //! What a decision costs the nodes of a Redis Cluster, and how evenly clients spread over them, for 1 to 6 primaries beside
-//! one Redis that is no Cluster: real redis-server processes, 64 requests in flight for each primary, a client each of 100,000.
-//! Then how many requests over two slots are denied because of hits that are about to be taken back. Prints tables; compare
+//! one Redis that is no Cluster, what a replica adds, and what it costs where many servers ask for little each: real
+//! redis-server processes, 64 requests in flight for each primary, a client each of 100,000. Then how many requests over two slots are denied because of hits that are about to be taken back. Prints tables; compare
 //! figures of one run only. `cargo bench --bench cluster`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
 
@@ -26,6 +26,8 @@ const CLIENTS: usize = 100_000;
 const DECISIONS: usize = 120_000;
 /// For each primary: with more of them there are more servers that ask.
 const IN_FLIGHT: usize = 64;
+/// As many connections to each primary, where many servers share many nodes: each has few of the requests.
+const MANY_SERVERS: usize = 32;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -45,13 +47,17 @@ fn main() {
     );
     println!("|---|---|---|---|---|");
     let alone = RedisServer::start();
-    measure("1, no Cluster", std::slice::from_ref(&alone), RedisOptions::new(alone.url(), TIMEOUT));
+    measure("1, no Cluster", std::slice::from_ref(&alone), &RedisOptions::new(alone.url(), TIMEOUT), 1);
     drop(alone);
-    for primaries in [1, 2, 3, 6] {
-        let cluster = Cluster::of(primaries, false, &[]);
+    for (primaries, replicated) in [(1, false), (2, false), (3, false), (6, false), (1, true), (3, true)] {
+        let cluster = Cluster::of(primaries, replicated, &[]);
         let mut options = RedisOptions::new(cluster.url(), TIMEOUT);
         options.site.deployment = RedisDeployment::Cluster;
-        measure(&primaries.to_string(), cluster.primaries(), options);
+        let what = if replicated { ", each with a replica" } else { "" };
+        measure(&format!("{primaries}{what}"), cluster.primaries(), &options, 1);
+        if replicated {
+            measure(&format!("{primaries}{what}, asked by {MANY_SERVERS}"), cluster.primaries(), &options, MANY_SERVERS);
+        }
     }
     let cluster = Cluster::of(3, false, &[]);
     println!("\n| requests in flight | denied though there was room, of {SHARED} |");
@@ -95,17 +101,20 @@ fn denied_for_nothing(cluster: &Cluster, in_flight: u64, round: u64) -> u64 {
     })
 }
 
-fn measure(what: &str, nodes: &[RedisServer], options: RedisOptions) {
+fn measure(what: &str, nodes: &[RedisServer], options: &RedisOptions, servers: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let store = Store::Redis(Redis::new(&options, RedisSeries::detached()).unwrap());
+    let store = || Store::Redis(Redis::new(options, RedisSeries::detached()).unwrap());
+    let stores: Vec<_> = (0..servers).map(|_| store()).collect();
     let (in_flight, each) = (IN_FLIGHT * nodes.len(), DECISIONS / (IN_FLIGHT * nodes.len()));
     // Connections, and the script on each node.
-    runtime.block_on(ask(&store, 0, 2_000));
+    for store in &stores {
+        runtime.block_on(ask(store, 0, 2_000));
+    }
     let before: Vec<_> = nodes.iter().map(spent).collect();
     runtime.block_on(async {
         let asking: Vec<_> = (0..in_flight)
             .map(|number| {
-                let store = store.clone();
+                let store = stores[number % servers].clone();
                 tokio::spawn(async move { ask(&store, number * each, each).await })
             })
             .collect();

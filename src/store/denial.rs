@@ -28,7 +28,7 @@ struct Denial {
     /// The least cost that is denied.
     need: u64,
     remaining: u64,
-    /// When the cost may fit, in microseconds of the store's clock on this server.
+    /// When the cost may fit, in microseconds of a clock that never jumps.
     fits: u64,
     /// Until when it is believed.
     until: u64,

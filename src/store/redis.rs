@@ -129,7 +129,7 @@ impl Redis {
         let within = within.map_or(self.shared.timeout, |within| within.min(self.shared.timeout));
         let deadline = Instant::now() + within;
         let asks = batch::asks(hits, &self.shared.key_prefix);
-        let asked = self.shared.denials.asked(self.shared.clock.now());
+        let asked = self.shared.denials.asked(self.shared.clock.steady());
         let mut answers = Told::nothing(Arc::clone(&asks));
         let from_leases = self.spend(hits, &mut answers);
         if let Some(mut denied) = self.denied(hits, &answers, asked) {
