@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 
 mod address;
 mod batch;
@@ -15,6 +17,7 @@ mod breaker;
 mod link;
 mod node;
 mod options;
+mod outage;
 mod parts;
 mod primary;
 mod site;
@@ -55,6 +58,8 @@ struct Shared {
 struct Own {
     /// The Redis for all windows, and where there is another for the short ones, that.
     sites: Vec<Site>,
+    /// One holder, and each task that goes on though nobody waits for it.
+    tasks: Arc<()>,
     series: RedisSeries,
 }
 
@@ -81,8 +86,9 @@ struct Fetching {
     answered: bool,
 }
 
-/// Timeouts that a lease may take to come: one in the queue, one to connect, one for the call, and one to spare.
-const FETCH_TIMEOUTS: u32 = 4;
+/// Timeouts that may pass until what no request waits for is done: one in the queue, one to connect, one for the call, and
+/// one to spare.
+const UNHURRIED_TIMEOUTS: u32 = 4;
 
 /// Of a request with more hits no denial is remembered: each is compared with those before it.
 const REMEMBERED_HITS_MAX: usize = 64;
@@ -110,7 +116,7 @@ impl Redis {
         let (denials, clock) = (Arc::clone(&shared.denials), shared.clock.clone());
         let making = Making { denials, clock, timeout: shared.timeout, series: series.clone() };
         let sites = shared.sites.iter().map(|site| site.site(&making)).collect();
-        Self { shared, own: Arc::new(Own { sites, series }) }
+        Self { shared, own: Arc::new(Own { sites, tasks: Arc::default(), series }) }
     }
 
     /// Decides a request's hits as a whole, within the store's timeout or `within`, whichever is less. Where denials that
@@ -177,9 +183,25 @@ impl Redis {
     /// Ends all leases, for good, and waits until nothing is queued or under way, for as long as one batch may take.
     pub async fn drain(&self) {
         self.shared.leases.close().into_iter().for_each(|(way, unspent)| self.give_back(way, &unspent));
+        let done = async {
+            while Arc::strong_count(&self.own.tasks) > 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // What is still to be done after that has had its deadline.
+        let _ = timeout(self.shared.timeout * 2, done).await;
         for site in self.own.sites.iter() {
             site.drain().await;
         }
+    }
+
+    /// Does what goes on though nobody waits for it.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mine = Arc::clone(&self.own.tasks);
+        tokio::spawn(async move {
+            task.await;
+            drop(mine);
+        });
     }
 
     pub(super) fn key_prefix(&self) -> &str {
@@ -237,7 +259,7 @@ impl Redis {
         self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
         let errand = Errand { asks: batch::grant(&ask, hits, &unspent), slot, manner: Manner::Batched };
         // Longer than a request would wait: an answer that comes late gives its lease as well.
-        let (sent, within) = (self.shared.clock.steady(), self.shared.timeout * FETCH_TIMEOUTS);
+        let (sent, within) = (self.shared.clock.steady(), self.shared.timeout * UNHURRIED_TIMEOUTS);
         let answer = self.own.sites[site].ask(errand, Instant::now() + within, within).await;
         let Some(grant) = answer.ok().and_then(|answer| answer.grant) else { return };
         self.own.series.lease_hits_granted.increment(grant.hits);
@@ -253,7 +275,21 @@ impl Redis {
     /// Tells Redis of hits that were granted and not spent, each with where it is recorded. Once: what is lost stays counted.
     fn give_back(&self, Way { site, slot, ask }: Way, unspent: &[(u64, u64)]) {
         self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
-        self.own.sites[site].leave(Errand { asks: batch::give_back(&ask, unspent), slot, manner: Manner::Batched });
+        self.leave(site, Errand { asks: batch::give_back(&ask, unspent), slot, manner: Manner::Batched });
+    }
+
+    /// Sends what nobody waits for, behind what is queued now. What it takes back stays counted where it is refused or lost.
+    fn leave(&self, site: usize, errand: Errand) {
+        let within = self.shared.timeout * UNHURRIED_TIMEOUTS;
+        let deadline = Instant::now() + within;
+        let (started, asks) = (self.own.sites[site].start(&errand, deadline), Arc::clone(&errand.asks));
+        let Self { own, shared } = self.clone();
+        self.spawn(async move {
+            if own.sites[site].finish(errand, started, deadline, within).await.is_ok() {
+                // It may admit again who was denied because of it.
+                asks.iter().for_each(|ask| shared.denials.forget(&ask.key));
+            }
+        });
     }
 
     /// The verdict on a request that leases or denials deny. Whoever gives back, or counts when denied, is for Redis to hear.
@@ -306,9 +342,17 @@ impl Redis {
             known.push(self.own.sites[part.site].known(deadline, within).await);
         }
         let asks = Arc::clone(&answers.asks);
-        tokio::spawn(self.clone().settle(answers, self.start(&asks, parts, known, deadline), deadline, within))
-            .await
-            .unwrap_or_else(|_| (Told::nothing(asks), Err(StoreError::Connection("the request was given up".to_owned()))))
+        let (started, store, (reply, settled)) = (self.start(&asks, parts, known, deadline), self.clone(), oneshot::channel());
+        self.spawn(async move {
+            let settled = store.settle(answers, started, deadline, within).await;
+            // Where nobody listens and a part has no answer, there is no policy's either; what denies the request does so still.
+            if let Err((answers, Err(_))) = reply.send(settled)
+                && answers.denies(|_| false)
+            {
+                store.take_out(&answers, answers.counted());
+            }
+        });
+        settled.await.unwrap_or_else(|_| (Told::nothing(asks), Err(StoreError::Connection("the request was given up".to_owned()))))
     }
 
     /// Puts the parts of a request into their queues.
@@ -330,15 +374,20 @@ impl Redis {
 
     /// Puts together what comes of a request's parts.
     async fn settle(
-        self,
+        &self,
         mut answers: Told,
         started: Vec<Started>,
         deadline: Instant,
         within: Duration,
     ) -> (Told, Result<Verdict, StoreError>) {
+        let finish = async |Started { part, errand, pending }| {
+            let outcome = self.own.sites[part.site].finish(errand, pending, deadline, within).await;
+            (part, outcome)
+        };
         let mut failure = None;
-        for Started { part, errand, pending } in started {
-            match self.own.sites[part.site].finish(errand, pending, deadline, within).await {
+        // Side by side: one may be sent on to another node while a silent one is waited for.
+        for (part, outcome) in join_all(started.into_iter().map(finish)).await {
+            match outcome {
                 Ok(answer) => answers.take(&part, &answer),
                 Err(error) => failure = Some(error),
             }
@@ -355,8 +404,13 @@ impl Redis {
 
     /// Takes back what must not stay counted under this verdict.
     fn take_back(&self, answers: &Told, verdict: &mut Verdict) {
+        self.take_out(answers, answers.settle(verdict));
+    }
+
+    /// Takes hits back from where they are counted.
+    fn take_out(&self, answers: &Told, counted: Vec<(usize, Counted)>) {
         let mut recorded = SmallVec::<[(usize, u64); 2]>::new();
-        for (hit, counted) in answers.settle(verdict) {
+        for (hit, counted) in counted {
             let ask = &answers.asks[hit];
             match counted {
                 Counted::InRedis(at) => recorded.push((hit, at)),
@@ -367,7 +421,7 @@ impl Redis {
         let places = recorded.iter().map(|(hit, _)| self.place(&answers.asks[*hit])).enumerate();
         for part in parts::deal(places) {
             let asks = batch::take_back(part.hits.iter().map(|place| (&answers.asks[recorded[*place].0], recorded[*place].1)));
-            self.own.sites[part.site].leave(Errand { asks, slot: part.slot, manner: Manner::Batched });
+            self.leave(part.site, Errand { asks, slot: part.slot, manner: Manner::Batched });
         }
     }
 

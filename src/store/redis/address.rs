@@ -113,6 +113,8 @@ fn with_auth(info: ConnectionInfo, auth: Option<&str>) -> ConnectionInfo {
     // Of the address's own credentials nothing stays, the user neither.
     let plain = RedisConnectionInfo::default().set_db(info.redis_settings().db()).set_protocol(info.redis_settings().protocol());
     let settings = match auth.split_once(':') {
+        // An empty user, as in a URL, is the default one.
+        Some(("", password)) => plain.set_password(password),
         Some((user, password)) => plain.set_username(user).set_password(password),
         None => plain.set_password(auth),
     };

@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use redis::Value;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use super::link::{FAILURES_MAX, answers};
+use super::link::{FAILURES_MAX, Trouble};
+use super::outage::OutageLog;
 use super::primary::Primary;
 use crate::metrics::RedisSeries;
 use crate::store::StoreError;
@@ -26,8 +27,7 @@ pub(super) struct Breaker {
     epoch: AtomicU64,
     /// This Redis serves nothing any more: another one does.
     retired: AtomicBool,
-    /// When an opening was last written to the log.
-    logged: Mutex<Option<Instant>>,
+    log: OutageLog,
     series: RedisSeries,
 }
 
@@ -35,8 +35,6 @@ pub(super) struct Breaker {
 struct Probe {
     breaker: Arc<Breaker>,
     why: StoreError,
-    /// The opening is in the log.
-    logged: bool,
 }
 
 /// Connecting, with all greetings, takes no longer than this, or it has failed.
@@ -45,13 +43,10 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_millis(500);
 /// A probe's pause after a failure.
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
-/// However often a Redis comes and goes, the log tells of it once in so long; of one that is away then, as soon as that is over.
-const LOG_PAUSE: Duration = Duration::from_secs(60);
-
 impl Breaker {
     pub fn new(primary: Primary, denials: Arc<Denials>, timeout: Duration, series: RedisSeries) -> Self {
-        let (open, epoch, retired, logged) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false), Mutex::default());
-        Self { primary, denials, timeout, open, epoch, retired, logged, series }
+        let (open, epoch, retired) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
+        Self { primary, denials, timeout, open, epoch, retired, log: OutageLog::default(), series }
     }
 
     pub fn is_open(&self) -> bool {
@@ -75,25 +70,26 @@ impl Breaker {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.series.breaker_openings.increment(1);
         self.series.breakers_open.increment(1.0);
-        tokio::spawn(Probe { breaker: Arc::clone(self), why: why.clone(), logged: false }.run());
+        tokio::spawn(Probe { breaker: Arc::clone(self), why: why.clone() }.run());
     }
 }
 
 impl Probe {
-    async fn run(mut self) {
-        self.log();
+    async fn run(self) {
+        let Self { breaker, why } = &self;
+        let redis = &breaker.primary;
+        let tell = || warn!(%redis, "Redis gives no answer: {why}; it is asked no more until it does (told once a minute)");
+        breaker.log.lasts(tell);
         while !self.answered().await {
-            if self.breaker.retired.load(Ordering::Acquire) || Arc::strong_count(&self.breaker) == 1 {
+            if breaker.retired.load(Ordering::Acquire) || Arc::strong_count(breaker) == 1 {
                 return; // Nobody will ask this Redis.
             }
             sleep(PROBE_PAUSE).await;
-            self.log();
+            breaker.log.lasts(tell);
         }
         // Whoever answers now may know less, or more, than what was denied by.
-        self.breaker.denials.clear();
-        if self.logged {
-            info!(redis = %self.breaker.primary, "Redis answers again");
-        }
+        breaker.denials.clear();
+        breaker.log.is_over(|| info!(%redis, "Redis answers again"));
     }
 
     /// Whether there is a primary which answers in the time that a call has, as often in a row as it had not. One that is
@@ -101,22 +97,17 @@ impl Probe {
     async fn answered(&self) -> bool {
         let Ok(Ok(mut connection)) = timeout(CONNECT_MAX, self.breaker.primary.connect()).await else { return false };
         for _ in 0..FAILURES_MAX {
-            if !answers(&mut connection, self.breaker.timeout).await {
-                return false;
+            // A script, which waits as ours does where Redis holds writes back (CLIENT PAUSE WRITE, a failover).
+            let mut script = redis::cmd("EVAL");
+            let asked = script.arg("return 1").arg(0).query_async::<Value>(&mut connection);
+            match timeout(self.breaker.timeout, asked).await {
+                Ok(Ok(_)) => {}
+                // Calls that come to this are no sign of trouble either.
+                Ok(Err(error)) if Trouble::of(&StoreError::from(&error)).is_none() => {}
+                _ => return false,
             }
         }
         true
-    }
-
-    /// Writes the opening to the log, unless that is done or another was not long ago.
-    fn log(&mut self) {
-        let Self { breaker, why, logged } = self;
-        let mut last = breaker.logged.lock();
-        if *logged || last.is_some_and(|last| last.elapsed() < LOG_PAUSE) {
-            return;
-        }
-        (*last, *logged) = (Some(Instant::now()), true);
-        warn!(redis = %breaker.primary, "Redis gives no answer: {why}; it is asked no more until it does (told once a minute)");
     }
 }
 

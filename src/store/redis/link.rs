@@ -107,23 +107,22 @@ impl Link {
     /// Whether a batch can go out on it: it was connected since the breaker last opened, and answers if it was idle.
     pub async fn is_ready(&mut self, epoch: u64, within: Duration) -> bool {
         if self.epoch != epoch {
-            self.connection = None;
+            // Its failures have had their effect.
+            (self.connection, self.failures, self.epoch) = (None, 0, epoch);
         }
         let Some(connection) = &mut self.connection else { return false };
-        if self.used.elapsed() > IDLE_MAX && !answers(connection, within).await {
-            self.connection = None;
-            return false;
+        if self.used.elapsed() > IDLE_MAX {
+            let ping = redis::cmd("PING");
+            if !matches!(timeout(within, ping.query_async::<Value>(connection)).await, Ok(Ok(_))) {
+                self.connection = None;
+                return false;
+            }
         }
         true
     }
 
-    pub fn connected(&mut self, connection: MultiplexedConnection, epoch: u64) {
-        if self.epoch != epoch {
-            // Those from before the breaker opened have had their effect.
-            self.failures = 0;
-        }
+    pub fn connected(&mut self, connection: MultiplexedConnection) {
         self.connection = Some(connection);
-        self.epoch = epoch;
     }
 
     /// Sends calls together, each to be carried out or refused by itself. The script is sent whole only where Redis says that
@@ -152,8 +151,12 @@ impl Link {
         self.failures = 0;
     }
 
-    /// Takes note of a failure; says whether the connection is given up for it, and whether it was one too many.
-    pub fn failed(&mut self, trouble: Trouble) -> (bool, bool) {
+    /// Takes note of a failure; says whether the connection is given up for it, and whether it was one too many. One from
+    /// before the breaker last opened tells nothing new.
+    pub fn failed(&mut self, trouble: Trouble, epoch: u64) -> (bool, bool) {
+        if self.epoch != epoch {
+            return (true, false);
+        }
         self.failures += 1;
         let too_many = self.failures >= FAILURES_MAX;
         let given_up = too_many || trouble == Trouble::Lost;
@@ -225,11 +228,6 @@ impl Sent {
             })
             .collect())
     }
-}
-
-/// Whether a PING is answered in time.
-pub(super) async fn answers(connection: &mut MultiplexedConnection, within: Duration) -> bool {
-    matches!(timeout(within, redis::cmd("PING").query_async::<Value>(connection)).await, Ok(Ok(_)))
 }
 
 fn is_unknown_script(error: &RedisError) -> bool {

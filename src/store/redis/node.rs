@@ -86,8 +86,8 @@ type Outcome = Result<Answer, Refusal>;
 struct Waiting {
     errand: Errand,
     deadline: Instant,
-    /// None where nobody wants to know. Whoever asked may have gone away: then nobody listens.
-    reply: Option<oneshot::Sender<Outcome>>,
+    /// Whoever asked may have gone away: then nobody listens.
+    reply: oneshot::Sender<Outcome>,
 }
 
 /// Connections for each runtime. One is enough: it carries whole batches, one after the other.
@@ -123,7 +123,7 @@ impl Node {
     /// Puts a request into the queue. Once its batch is sent, its hits are counted whether or not the caller still waits.
     pub fn start(self: &Arc<Self>, errand: Errand, deadline: Instant) -> Result<Pending, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.enqueue(Waiting { errand, deadline, reply: Some(reply) }).map_err(Refusal::Failed)?;
+        self.enqueue(Waiting { errand, deadline, reply }).map_err(Refusal::Failed)?;
         Ok(Pending(answer))
     }
 
@@ -134,12 +134,6 @@ impl Node {
             Ok(Err(_)) => Err(Refusal::Failed(StoreError::Connection("the batch was given up".to_owned()))),
             Err(_) => Err(Refusal::Failed(StoreError::Deadline(within))),
         }
-    }
-
-    /// Puts a request into the queue whose answer nobody wants to know.
-    pub fn leave(self: &Arc<Self>, errand: Errand) {
-        // Refused, it is lost: as if it had never been asked.
-        let _ = self.enqueue(Waiting { errand, deadline: Instant::now() + self.timeout, reply: None });
     }
 
     /// Waits until nothing is queued or under way, for as long as one batch may take.
@@ -269,7 +263,7 @@ impl Caretaker {
         let connected = timeout(CONNECT_MAX, breaker.primary.connect()).await;
         self.node.queue.lock().connecting_since = None;
         let connection = connected.map_err(|_| StoreError::Connection(format!("no connection within {CONNECT_MAX:?}")))??;
-        link.connected(connection, epoch);
+        link.connected(connection);
         // Whoever is there now may know less, or more, than what was denied by.
         self.node.denials.clear();
         Ok(Stage::Connect)
@@ -279,7 +273,7 @@ impl Caretaker {
         if *error == StoreError::BreakerOpen {
             return;
         }
-        let (given_up, too_many) = link.failed(trouble);
+        let (given_up, too_many) = link.failed(trouble, self.node.breaker.epoch());
         if given_up {
             self.node.denials.clear();
         }
@@ -345,10 +339,6 @@ impl Caretaker {
 
     fn answer(&self, waiting: Waiting, outcome: Outcome) {
         self.missed(&waiting, Stage::Call);
-        if waiting.reply.is_none() {
-            // What was taken back may admit again who was denied because of it.
-            waiting.errand.asks.iter().for_each(|ask| self.node.denials.forget(&ask.key));
-        }
         waiting.tell(outcome);
     }
 
@@ -369,14 +359,12 @@ impl Caretaker {
 impl Waiting {
     /// Whoever asked does not wait any more.
     fn is_given_up(&self) -> bool {
-        self.reply.as_ref().is_some_and(oneshot::Sender::is_closed)
+        self.reply.is_closed()
     }
 
     fn tell(self, outcome: Outcome) {
-        if let Some(reply) = self.reply {
-            // Nobody listens where the deadline has passed or the caller has gone.
-            let _ = reply.send(outcome);
-        }
+        // Nobody listens where the deadline has passed or the caller has gone.
+        let _ = self.reply.send(outcome);
     }
 }
 

@@ -116,6 +116,11 @@ impl Told {
         back
     }
 
+    /// All hits that are counted because their parts admitted them, and where each is.
+    pub fn counted(&self) -> Vec<(usize, Counted)> {
+        self.counted.iter().enumerate().filter_map(|(hit, counted)| Some((hit, (*counted)?))).collect()
+    }
+
     /// The places of each descriptor's hits.
     fn by_descriptor(&self) -> impl Iterator<Item = Range<usize>> {
         let mut from = 0;

@@ -23,8 +23,8 @@ pub(super) struct Sentinels {
     /// The name that they know the primary by.
     name: String,
     addresses: Vec<Address>,
-    /// The one that answered last is asked first.
-    answered: AtomicUsize,
+    /// The one to be asked first.
+    first: AtomicUsize,
     /// The primary's, but for host and port.
     like: Address,
 }
@@ -54,7 +54,7 @@ impl Primary {
         }
         let like = Address::read(&format!("primary:0/{}", databases.first().unwrap_or(&0)), site.auth.as_deref(), tls)?;
         let addresses = named.into_iter().map(Address::without_database).collect::<Result<_, _>>()?;
-        Ok(Self::BySentinels(Sentinels { name: name.to_owned(), addresses, answered: AtomicUsize::new(0), like }))
+        Ok(Self::BySentinels(Sentinels { name: name.to_owned(), addresses, first: AtomicUsize::new(0), like }))
     }
 
     /// Where that does not change.
@@ -71,18 +71,16 @@ impl Primary {
     /// # Errors
     /// [`StoreError::Connection`]: nobody there, no admission, or a Redis that can't serve: loading, or a replica.
     pub async fn connect(&self) -> Result<MultiplexedConnection, StoreError> {
-        let mut connection = match self {
-            Self::At(address) => address.open().await?,
-            Self::BySentinels(sentinels) => sentinels.primary().await?.open().await?,
-        };
-        redis::cmd("PING").query_async::<Value>(&mut connection).await.map_err(no_connection)?;
-        // A demoted primary takes connections like any other. Who may not ask for the role finds out by the first write.
-        if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
-            && role.first().is_some_and(|role| text(role).as_deref() != Some("master"))
-        {
-            return Err(StoreError::Connection("the Redis there is a replica".to_owned()));
+        match self {
+            Self::At(address) => open(address).await,
+            Self::BySentinels(sentinels) => {
+                let (sentinel, primary) = sentinels.primary().await?;
+                let connection = open(&primary).await?;
+                // Not before: one that names a Redis which is no primary any more must not be asked first for ever.
+                sentinels.first.store(sentinel, Ordering::Relaxed);
+                Ok(connection)
+            }
         }
-        Ok(connection)
     }
 }
 
@@ -96,17 +94,14 @@ impl fmt::Display for Primary {
 }
 
 impl Sentinels {
-    /// The primary, by the first Sentinel that knows it.
-    async fn primary(&self) -> Result<Address, StoreError> {
-        let first = self.answered.load(Ordering::Relaxed);
+    /// The primary by the first Sentinel that knows one, and which of them that is.
+    async fn primary(&self) -> Result<(usize, Address), StoreError> {
         let mut problem = String::new();
-        for turn in 0..self.addresses.len() {
-            let number = (first + turn) % self.addresses.len();
+        for _ in 0..self.addresses.len() {
+            // Whatever cuts this short, the next attempt begins with the next one: many may be silent.
+            let number = self.first.fetch_add(1, Ordering::Relaxed) % self.addresses.len();
             match timeout(SENTINEL_MAX, self.ask(&self.addresses[number])).await {
-                Ok(Ok((host, port))) => {
-                    self.answered.store(number, Ordering::Relaxed);
-                    return self.like.at(&host, port);
-                }
+                Ok(Ok((host, port))) => return Ok((number, self.like.at(&host, port)?)),
                 Ok(Err(error)) => problem = error.to_string(),
                 Err(_) => problem = format!("a Sentinel gave no answer within {SENTINEL_MAX:?}"),
             }
@@ -120,6 +115,19 @@ impl Sentinels {
         let known: Option<(String, u16)> = answer.map_err(no_connection)?;
         known.ok_or_else(|| StoreError::Connection("the Sentinel knows no such primary".to_owned()))
     }
+}
+
+/// A connection to a primary, if there is one.
+async fn open(address: &Address) -> Result<MultiplexedConnection, StoreError> {
+    let mut connection = address.open().await?;
+    redis::cmd("PING").query_async::<Value>(&mut connection).await.map_err(no_connection)?;
+    // A demoted primary takes connections like any other. Who may not ask for the role finds out by the first write.
+    if let Ok(Value::Array(role)) = redis::cmd("ROLE").query_async::<Value>(&mut connection).await
+        && role.first().is_some_and(|role| text(role).as_deref() != Some("master"))
+    {
+        return Err(StoreError::Connection("the Redis there is a replica".to_owned()));
+    }
+    Ok(connection)
 }
 
 /// What Redis says in text of either kind.

@@ -161,12 +161,6 @@ impl Site {
         }
     }
 
-    /// Sends what nobody waits for, once.
-    pub fn leave(&self, errand: Errand) {
-        // Where it is refused, it is lost: what it would have taken back stays until it leaves by itself.
-        let _ = self.node(errand.slot).map(|node| node.leave(errand));
-    }
-
     /// Waits until nothing is queued or under way, for as long as one batch may take.
     pub async fn drain(&self) {
         match self {

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use super::address::{Address, no_connection};
 use super::breaker::Breaker;
+use super::outage::OutageLog;
 use super::primary::Primary;
 use super::slots::SlotMap;
 use super::{RedisSite, RedisUrlError};
@@ -32,6 +33,7 @@ pub(super) struct Topology {
     looking: AtomicBool,
     /// The last look has found nothing.
     failed: AtomicBool,
+    log: OutageLog,
     looks: AtomicUsize,
     /// Told after each look.
     looked: Notify,
@@ -65,6 +67,7 @@ impl Topology {
             breakers: Mutex::default(),
             looking: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            log: OutageLog::default(),
             looks: AtomicUsize::new(0),
             looked: Notify::new(),
             denials,
@@ -175,14 +178,16 @@ impl Topology {
 
 impl Look {
     async fn run(self) {
-        let found = self.0.look().await;
-        let failed_before = self.0.failed.swap(found.is_err(), Ordering::AcqRel);
+        let (found, topology) = (self.0.look().await, &self.0);
+        topology.failed.store(found.is_err(), Ordering::Release);
         match found {
-            Ok(map) => self.0.install(map),
-            Err(error) if !failed_before => warn!("no node of the Redis Cluster tells its slots: {error}"),
-            Err(_) => {}
+            Ok(map) => {
+                topology.log.is_over(|| info!("the Redis Cluster tells its slots again"));
+                topology.install(map);
+            }
+            Err(error) => topology.log.lasts(|| warn!("no node of the Redis Cluster tells its slots: {error} (told once a minute)")),
         }
-        self.0.looked.notify_waiters();
+        topology.looked.notify_waiters();
         sleep(LOOK_PAUSE).await;
     }
 }

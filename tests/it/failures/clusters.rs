@@ -118,6 +118,44 @@ fn slots_that_move_under_load_lose_no_hit_and_admit_none_too_many() {
 }
 
 #[test]
+fn what_is_taken_back_follows_its_slot_to_where_that_moves() {
+    let cluster = Cluster::start();
+    let server = start_on(&cluster, &["--local-cache-size-in-bytes", "0"]);
+    let [fresh, full] = [0, 1].map(|primary: usize| clients_on_each_primary(&cluster, 1)[primary][0].clone());
+    assert_eq!(admitted(&server, &full, 25), 20);
+    let slot = slot_of(&cluster, &fresh);
+    cluster.begin_to_move(slot, 0, 2);
+    // Made at the new place, and taken back there.
+    let connection = Client::connect(server.grpc());
+    for _ in 0..20 {
+        assert!(!connection.admits(request("d", vec![descriptor(&[("few", &fresh)]), descriptor(&[("few", &full)])])));
+    }
+    // The last one is on its way when its answer is.
+    thread::sleep(Duration::from_millis(200));
+    cluster.finish_move(slot, 0, 2);
+    assert_eq!(admitted(&server, &fresh, 25), 20);
+    assert_eq!((by_policy(&server), metric(&server, "ratelimit_store_hits_taken_back{store=\"redis\"}")), (0, 20));
+}
+
+#[test]
+fn where_nobody_takes_a_dead_primary_s_place_the_others_are_asked_if_the_cluster_lets_them_answer() {
+    for (full_coverage, by_others) in [("no", true), ("yes", false)] {
+        let mut cluster = Cluster::of(3, false, &["--cluster-require-full-coverage", full_coverage]);
+        let server = start_on(&cluster, &[]);
+        let clients = clients_on_each_primary(&cluster, 1).concat();
+        assert_eq!(admitted(&server, &clients[1], 5), 5);
+        cluster.nodes[0].kill();
+        cluster.wait_for_failure(0);
+        let before = by_policy(&server);
+        admitted(&server, &clients[1], 30);
+        assert_eq!(by_policy(&server) == before, by_others, "cluster-require-full-coverage {full_coverage}");
+        if by_others {
+            assert_eq!(admitted(&server, &clients[2], 25), 20);
+        }
+    }
+}
+
+#[test]
 fn a_dead_primary_is_followed_by_its_replica_and_the_others_go_on_meanwhile() {
     let mut cluster = Cluster::start();
     for node in &cluster.nodes {

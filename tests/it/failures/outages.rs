@@ -1,5 +1,7 @@
 //! Outages of a single Redis: it dies, stops, forgets, fills up, turns into a replica.
 
+use std::net::TcpListener;
+
 use super::*;
 use crate::support::process::resident;
 use crate::support::proxy::Proxy;
@@ -44,6 +46,22 @@ fn stopped_for_three_seconds() {
 #[test]
 fn paused() {
     survive("CLIENT PAUSE", Duration::from_secs(1), true, |redis| drop(redis.command(&["CLIENT", "PAUSE", "1000", "ALL"])), |_| {});
+}
+
+#[test]
+fn that_it_answers_a_ping_is_no_sign_that_it_answers_scripts() {
+    let redis = RedisServer::start();
+    let server = Ratelimitd::start(&["--config", &rules_file(RULES), "--redis-timeout", "100ms", "--redis-url", &redis.url()]);
+    assert_eq!(admitted(&server, "before", 10), 10);
+    let traffic = Traffic::on(&server);
+    redis.command(&["CLIENT", "PAUSE", "3000", "WRITE"]);
+    thread::sleep(Duration::from_secs(3));
+    wait_until_redis_answers(&server, "writes held back");
+    traffic.end("writes held back");
+    let openings = metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}");
+    // One by accident, on a busy machine.
+    assert!((1..=2).contains(&openings), "the breaker opened {openings} times");
+    assert_eq!(admitted(&server, "before", 30), 10);
 }
 
 #[test]
@@ -172,8 +190,15 @@ fn under_the_policy_error_only_calls_during_the_outage_fail_and_at_once() {
 fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     let mut watched = Sentinels::start();
     let auth = ["--redis-auth", REDIS_PASSWORD, "--redis-sentinel-auth", SENTINEL_PASSWORD];
-    let url = watched.url() + "/2";
+    // Those that are asked first accept, and never answer.
+    let silent: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let silent: String = silent.iter().map(|silent| format!(",{}", silent.local_addr().unwrap())).collect();
+    let url = watched.url().replacen(',', &(silent + ","), 1) + "/2";
     let server = start(&[&["--redis-type", "sentinel", "--redis-url", &url], &auth[..]].concat());
+    let found = Traffic::on(&server);
+    thread::sleep(Duration::from_secs(1));
+    wait_until_redis_answers(&server, "the first Sentinels are silent");
+    found.end("the first Sentinels are silent");
     assert_eq!(admitted(&server, "before", 10), 10);
     // As far as the replica has it, it is remembered.
     assert_eq!(watched.primary.command(&["WAIT", "1", "5000"]), redis::Value::Int(1));
@@ -181,6 +206,7 @@ fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     assert!(keys.contains("db2:") && !keys.contains("db0:"), "in the database that was named: {keys}");
     let traffic = Traffic::on(&server);
     thread::sleep(Duration::from_millis(200));
+    let before = by_policy(&server);
     watched.primary.kill();
     let deadline = Instant::now() + Duration::from_secs(20);
     while watched.elected() != Some(watched.replica.port()) {
@@ -189,7 +215,7 @@ fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     }
     wait_until_redis_answers(&server, "failover");
     traffic.end("failover");
-    assert!(by_policy(&server) > 0);
+    assert!(by_policy(&server) > before);
     assert_eq!(admitted(&server, "before", 30), 10, "the new primary knows what the old one counted");
     let log = format!("{:?}", server.log());
     assert!(!log.contains(REDIS_PASSWORD) && !log.contains(SENTINEL_PASSWORD), "{log}");

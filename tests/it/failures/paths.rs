@@ -95,7 +95,7 @@ fn a_wrong_password_is_told_and_the_policy_answers() {
     assert_eq!((admitted(&server, "y", 25), by_policy(&server)), (20, 0));
     // The default user's password, whoever the address names.
     let address = format!("redis://limiter:its-secret@{}/3", redis.url());
-    let server = start(&["--redis-url", &address, "--redis-auth", "right-secret"]);
+    let server = start(&["--redis-url", &address, "--redis-auth", ":right-secret"]);
     assert_eq!((admitted(&server, "z", 25), by_policy(&server)), (20, 0));
     let keys: String = redis::from_redis_value(redis.command(&["INFO", "keyspace"])).unwrap();
     assert!(keys.contains("db0:keys=2,") && keys.contains("db3:keys=1,"), "{keys}");

@@ -150,6 +150,21 @@ impl Cluster {
         }
     }
 
+    /// Waits until the other nodes agree that this one is dead.
+    pub fn wait_for_failure(&self, dead: usize) {
+        let address = format!("127.0.0.1:{}@", self.nodes[dead].port());
+        let deadline = Instant::now() + DEADLINE;
+        let others: Vec<_> = (0..self.nodes.len()).filter(|number| *number != dead).map(|number| &self.nodes[number]).collect();
+        let knows = |node: &&RedisServer| {
+            let nodes: String = ask(node, &["CLUSTER", "NODES"]);
+            nodes.lines().any(|line| line.contains(&address) && line.contains("master,fail "))
+        };
+        while !others.iter().all(knows) {
+            assert!(Instant::now() < deadline, "nobody notices");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn wait(&self, problem: &str, mut agrees: impl FnMut(&RedisServer) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !self.nodes.iter().all(&mut agrees) {
