@@ -16,6 +16,7 @@ use distributed_rate_limiter::grpc::pb::rate_limit_response::Code;
 
 use crate::support::grpc::{Client, descriptor, request};
 use crate::support::http;
+use crate::support::process::resident;
 use crate::support::ratelimitd::{Ratelimitd, rules_file};
 
 const RULES: &str = "
@@ -100,6 +101,44 @@ impl Traffic {
         assert!(seen.slow <= 2 + seen.calls / 500, "{what}: {} of {} calls took longer than {MOST_CALLS_MAX:?}", seen.slow, seen.calls);
         assert!(seen.calls > 20, "{what}: {} calls are no steady traffic", seen.calls);
         seen
+    }
+}
+
+/// Holds what Redis has counted of steady traffic against what clients saw: all calls but those that the policy answered, and of
+/// those some that had been sent, once.
+fn reconcile(server: &Ratelimitd, seen: &Seen, what: &str) {
+    let connection = Client::connect(server.grpc());
+    let counted = |number: usize| {
+        let mut peek = descriptor(&[("steady", &number.to_string())]);
+        peek.hits_addend = Some(0);
+        1_000_000 - connection.ask(request("d", vec![peek])).statuses[0].limit_remaining as usize
+    };
+    let counted = (0..20).map(counted).sum::<usize>();
+    let asked = seen.calls - by_policy(server) as usize;
+    assert!((asked..=seen.calls).contains(&counted), "{what}: {counted} are counted of {asked} that Redis answered, {} in all", seen.calls);
+}
+
+/// What a server holds: threads, open files, and kB of memory.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    threads: usize,
+    files: usize,
+    memory: u64,
+}
+
+impl Held {
+    fn by(server: &Ratelimitd) -> Self {
+        let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count();
+        Self { threads: count("task"), files: count("fd"), memory: resident(server.pid()) / 1_024 }
+    }
+
+    /// Asserts that it has not grown since.
+    fn check(self, server: &Ratelimitd) {
+        let now = Self::by(server);
+        assert!(
+            now.threads <= self.threads && now.files <= self.files + 2 && now.memory <= self.memory + 2_048,
+            "{self:?} before, {now:?}"
+        );
     }
 }
 

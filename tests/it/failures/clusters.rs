@@ -184,6 +184,30 @@ fn a_dead_primary_is_followed_by_its_replica_and_the_others_go_on_meanwhile() {
 }
 
 #[test]
+fn ten_failovers_and_moved_slots_leave_no_threads_no_files_and_no_memory_behind() {
+    let cluster = Cluster::start();
+    let server = start_on(&cluster, &[]);
+    let traffic = Traffic::on(&server);
+    let slot = slot_of(&cluster, &clients_on_each_primary(&cluster, 1)[0][0]);
+    let mut primaries = [0, 1, 2];
+    // Each pair in turn: for a primary that was replaced nobody votes again within 3 s.
+    let mut change = |round: usize| {
+        let [here, there] = [round % 3, (round + 1) % 3];
+        primaries[here] = if primaries[here] < 3 { here + 3 } else { here };
+        cluster.fail_over_to(primaries[here]);
+        cluster.begin_to_move(slot, primaries[here], primaries[there]);
+        cluster.finish_move(slot, primaries[here], primaries[there]);
+        wait_until_redis_answers(&server, "failover");
+    };
+    // The first three have the memory for it all taken.
+    (0..3).for_each(&mut change);
+    let held = Held::by(&server);
+    (3..13).for_each(change);
+    traffic.end("ten failovers");
+    held.check(&server);
+}
+
+#[test]
 fn over_tls_the_nodes_are_found_by_the_names_that_their_certificates_are_for() {
     let certificates = Certificates::new();
     let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|name| certificates.path(name));

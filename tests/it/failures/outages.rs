@@ -3,7 +3,6 @@
 use std::net::TcpListener;
 
 use super::*;
-use crate::support::process::resident;
 use crate::support::proxy::Proxy;
 use crate::support::ratelimitd::scratch;
 use crate::support::redis::RedisServer;
@@ -20,7 +19,10 @@ fn survive(what: &str, lasting: Duration, remembers: bool, outage: impl FnOnce(&
     thread::sleep(lasting);
     mend(&mut redis);
     wait_until_redis_answers(&server, what);
-    traffic.end(what);
+    let seen = traffic.end(what);
+    if remembers {
+        reconcile(&server, &seen, what);
+    }
     // Whoever was counted is counted still, unless Redis has lost it; and nobody gets more than the limit.
     let rest = if remembers { 10 } else { 20 };
     assert_eq!(admitted(&server, "before", 30), rest, "{what}");
@@ -111,8 +113,6 @@ fn ten_rounds_of_every_trouble_leave_no_threads_no_files_and_no_memory_behind() 
     let mut redis = RedisServer::start();
     let proxy = Proxy::before(redis.url());
     let server = start(&["--redis-url", &proxy.url()]);
-    let held = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", server.pid())).unwrap().count();
-    let resident = || resident(server.pid()) / 1_024;
     let last = || thread::sleep(Duration::from_millis(60));
     let mut be_in_trouble = || {
         redis.kill();
@@ -142,14 +142,12 @@ fn ten_rounds_of_every_trouble_leave_no_threads_no_files_and_no_memory_behind() 
     let traffic = Traffic::on(&server);
     // The first one has the memory for it all taken.
     be_in_trouble();
-    let (threads, files, memory) = (held("task"), held("fd"), resident());
+    let held = Held::by(&server);
     for _ in 0..10 {
         be_in_trouble();
     }
     traffic.end("ten rounds");
-    assert!(held("task") <= threads, "{threads} threads before");
-    assert!(held("fd") <= files + 2, "{files} files before, {} after", held("fd"));
-    assert!(resident() <= memory + 2_048, "{memory} kB before, {} after", resident());
+    held.check(&server);
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn survive(what: &str, outage: impl FnOnce(&Proxy), mend: impl FnOnce(&Proxy)) {
     thread::sleep(Duration::from_secs(1));
     mend(&proxy);
     wait_until_redis_answers(&server, what);
-    traffic.end(what);
+    reconcile(&server, &traffic.end(what), what);
     assert!(by_policy(&server) > 0, "{what}: the outage was none");
     assert_eq!(admitted(&server, "before", 30), 10, "{what}");
 }
@@ -128,6 +128,13 @@ fn over_tls_the_certificates_of_both_sides_are_checked() {
     };
     assert_eq!(answered("localhost", &[&["--redis-tls-cacert", &ca], &mine[..]].concat()), (3, 0));
     assert_eq!(answered("localhost", &[&["--redis-tls-cacert", &other], &mine[..]].concat()), (3, 3), "signed by somebody else");
+    let server = start(&[&["--redis-url", &format!("localhost:{port}"), "--redis-tls", "--redis-tls-cacert", &other], &mine[..]].concat());
+    let traffic = Traffic::on(&server);
+    let told = server.wait_for_log("Redis gives no answer");
+    thread::sleep(Duration::from_millis(300));
+    let seen = traffic.end("wrong CA");
+    assert_eq!(by_policy(&server), seen.calls as u64);
+    assert!(told["message"].as_str().unwrap().contains("certificate"), "{told}");
     assert_eq!(answered("localhost", &["--redis-tls-cacert", &ca]), (3, 3), "we show no certificate");
     assert_eq!(answered("127.0.0.1", &[&["--redis-tls-cacert", &ca], &mine[..]].concat()), (3, 3), "it is for another name");
     let skip = ["--redis-tls-skip-hostname-verification"];

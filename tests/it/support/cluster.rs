@@ -140,36 +140,49 @@ impl Cluster {
 
     /// Waits until the other nodes say that the node's replica is a primary in its place.
     pub fn wait_for_failover(&self, dead: usize) {
-        let replica = &self.nodes[self.primaries + dead];
+        let replica = self.nodes[self.primaries + dead].port();
+        self.wait_without(Some(dead), "nobody is promoted", |node| ports(node).contains(&replica));
+    }
+
+    /// Has a replica and its primary change places, and waits until all know.
+    pub fn fail_over_to(&self, replica: usize) {
+        let node = &self.nodes[replica];
         let deadline = Instant::now() + DEADLINE;
-        let others: Vec<_> = (0..self.nodes.len()).filter(|number| *number != dead).map(|number| &self.nodes[number]).collect();
-        let promoted = |node: &&RedisServer| ports(node).contains(&replica.port());
-        while !others.iter().all(promoted) {
-            assert!(Instant::now() < deadline, "nobody is promoted");
+        while !ask::<String>(node, &["INFO", "replication"]).contains("master_link_status:up") {
+            assert!(Instant::now() < deadline, "the replica does not follow");
             thread::sleep(Duration::from_millis(20));
         }
+        let (port, mut asked) = (node.port(), None::<Instant>);
+        self.wait_without(None, "the replica is not promoted", |other| {
+            // Redis gives one up after 5 s without a word: its replica may just have begun to follow.
+            if asked.is_none_or(|asked| asked.elapsed() > Duration::from_secs(6)) {
+                asked = Some(Instant::now());
+                node.command(&["CLUSTER", "FAILOVER"]);
+            }
+            ports(other).contains(&port)
+        });
     }
 
     /// Waits until the other nodes agree that this one is dead.
     pub fn wait_for_failure(&self, dead: usize) {
         let address = format!("127.0.0.1:{}@", self.nodes[dead].port());
-        let deadline = Instant::now() + DEADLINE;
-        let others: Vec<_> = (0..self.nodes.len()).filter(|number| *number != dead).map(|number| &self.nodes[number]).collect();
-        let knows = |node: &&RedisServer| {
+        self.wait_without(Some(dead), "nobody notices", |node| {
             let nodes: String = ask(node, &["CLUSTER", "NODES"]);
             nodes.lines().any(|line| line.contains(&address) && line.contains("master,fail "))
-        };
-        while !others.iter().all(knows) {
-            assert!(Instant::now() < deadline, "nobody notices");
-            thread::sleep(Duration::from_millis(20));
-        }
+        });
     }
 
-    fn wait(&self, problem: &str, mut agrees: impl FnMut(&RedisServer) -> bool) {
+    fn wait(&self, problem: &str, agrees: impl FnMut(&RedisServer) -> bool) {
+        self.wait_without(None, problem, agrees);
+    }
+
+    /// Waits until all nodes, but for a dead one, agree.
+    fn wait_without(&self, dead: Option<usize>, problem: &str, mut agrees: impl FnMut(&RedisServer) -> bool) {
         let deadline = Instant::now() + DEADLINE;
-        while !self.nodes.iter().all(&mut agrees) {
-            assert!(Instant::now() < deadline, "{problem}: {}", ask::<String>(&self.nodes[0], &["CLUSTER", "NODES"]));
-            thread::sleep(Duration::from_millis(50));
+        let living: Vec<_> = (0..self.nodes.len()).filter(|number| Some(*number) != dead).map(|number| &self.nodes[number]).collect();
+        while !living.iter().all(|node| agrees(node)) {
+            assert!(Instant::now() < deadline, "{problem}: {}", ask::<String>(living[0], &["CLUSTER", "NODES"]));
+            thread::sleep(Duration::from_millis(20));
         }
     }
 }
