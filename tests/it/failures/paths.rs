@@ -6,6 +6,21 @@ use super::*;
 use crate::support::certificates::Certificates;
 use crate::support::proxy::Proxy;
 use crate::support::redis::RedisServer;
+use crate::support::sentinel::Sentinel;
+
+/// Waits until Redis has answered a call.
+fn wait_until_asked(server: &Ratelimitd) {
+    let deadline = Instant::now() + BACK_MAX;
+    loop {
+        let before = by_policy(server);
+        admitted(server, "asked", 1);
+        if by_policy(server) == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{:#?}", server.log());
+        thread::sleep(Duration::from_millis(50));
+    }
+}
 
 /// Traffic through a proxy that is in trouble for a while.
 fn survive(what: &str, outage: impl FnOnce(&Proxy), mend: impl FnOnce(&Proxy)) {
@@ -139,4 +154,19 @@ fn over_tls_the_certificates_of_both_sides_are_checked() {
     assert_eq!(answered("127.0.0.1", &[&["--redis-tls-cacert", &ca], &mine[..]].concat()), (3, 3), "it is for another name");
     let skip = ["--redis-tls-skip-hostname-verification"];
     assert_eq!(answered("127.0.0.1", &[&["--redis-tls-cacert", &ca], &mine[..], &skip].concat()), (3, 0), "any name will do");
+    // A Sentinel over TLS, and by it the primary.
+    let sentinel = Sentinel::start(|own| {
+        format!(
+            "port 0\ntls-port {own}\ntls-replication yes\ntls-ca-cert-file {ca}\ntls-cert-file {certificate}\ntls-key-file {key}\n\
+             sentinel monitor watched 127.0.0.1 {port} 1\n"
+        )
+    });
+    let url = format!("watched,rediss://{}", sentinel.url());
+    let by_sentinel = ["--redis-type", "sentinel", "--redis-url", &url];
+    let start_with = |ca: &str| start(&[&by_sentinel, &["--redis-tls-cacert", ca][..], &mine, &skip].concat());
+    let server = start_with(&ca);
+    wait_until_asked(&server);
+    assert_eq!(admitted(&server, "by Sentinel", 25), 20);
+    let server = start_with(&other);
+    assert_eq!((admitted(&server, "x", 3), by_policy(&server)), (3, 3), "signed by somebody else");
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,8 +13,13 @@ use super::redis::RedisServer;
 pub struct Sentinels {
     pub primary: RedisServer,
     pub replica: RedisServer,
-    watchers: Vec<(Child, u16)>,
-    _folder: PathBuf,
+    watchers: Vec<Sentinel>,
+}
+
+/// One Sentinel, killed when dropped.
+pub struct Sentinel {
+    child: Child,
+    port: u16,
 }
 
 pub const REDIS_PASSWORD: &str = "redis-secret";
@@ -39,12 +43,21 @@ impl Sentinels {
             assert!(Instant::now() < deadline, "the replica does not follow");
         }
         primary.command(&["DEL", "there"]);
-        let folder = scratch("sentinels");
-        let watchers = (0..3).map(|number| watcher(&folder, number, primary.port())).collect();
-        let started = Self { primary, replica, watchers, _folder: folder };
+        let watch = |_| {
+            Sentinel::start(|port| {
+                format!(
+                    "port {port}\nrequirepass {SENTINEL_PASSWORD}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n\
+                     sentinel monitor watched 127.0.0.1 {} 2\nsentinel auth-pass watched {REDIS_PASSWORD}\n\
+                     sentinel down-after-milliseconds watched 1500\nsentinel failover-timeout watched 2000\n",
+                    primary.port()
+                )
+            })
+        };
+        let watchers = (0..3).map(watch).collect();
+        let started = Self { primary, replica, watchers };
         let deadline = Instant::now() + DEADLINE;
-        while !started.watchers.iter().all(|(_, port)| knows_all(*port)) {
-            let told: Vec<_> = started.watchers.iter().map(|(_, port)| ask::<String>(*port, &["INFO", "sentinel"])).collect();
+        while !started.watchers.iter().all(|sentinel| knows_all(sentinel.port)) {
+            let told: Vec<_> = started.watchers.iter().map(|sentinel| ask::<String>(sentinel.port, &["INFO", "sentinel"])).collect();
             assert!(Instant::now() < deadline, "the Sentinels don't find each other: {told:#?}");
             thread::sleep(Duration::from_millis(50));
         }
@@ -53,38 +66,37 @@ impl Sentinels {
 
     /// What REDIS_URL is to be.
     pub fn url(&self) -> String {
-        let sentinels: Vec<_> = self.watchers.iter().map(|(_, port)| format!("127.0.0.1:{port}")).collect();
+        let sentinels: Vec<_> = self.watchers.iter().map(Sentinel::url).collect();
         format!("watched,{}", sentinels.join(","))
     }
 
     /// The port of the primary that a Sentinel names.
     pub fn elected(&self) -> Option<u16> {
-        let named: (String, u16) = ask(self.watchers[0].1, &["SENTINEL", "get-master-addr-by-name", "watched"]).ok()?;
+        let named: (String, u16) = ask(self.watchers[0].port, &["SENTINEL", "get-master-addr-by-name", "watched"]).ok()?;
         Some(named.1)
     }
 }
 
-impl Drop for Sentinels {
-    fn drop(&mut self) {
-        for (child, _) in &mut self.watchers {
-            let _ = child.kill(); // it may have ended
-            let _ = child.wait();
-        }
+impl Sentinel {
+    /// One by these lines of configuration, which are told its port.
+    pub fn start(lines: impl FnOnce(u16) -> String) -> Self {
+        let (port, folder) = (TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(), scratch("sentinel"));
+        let file = folder.join("sentinel.conf");
+        fs::write(&file, format!("bind 127.0.0.1\ndir {}\nlogfile sentinel.log\n{}", folder.display(), lines(port))).unwrap();
+        let started = Command::new("redis-server").arg(&file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        Self { child: started.expect("redis-server can be run as a Sentinel"), port }
+    }
+
+    pub fn url(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 }
 
-fn watcher(folder: &std::path::Path, number: usize, primary: u16) -> (Child, u16) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let file = folder.join(format!("sentinel-{number}.conf"));
-    let text = format!(
-        "port {port}\nbind 127.0.0.1\ndir {}\nlogfile sentinel-{number}.log\nrequirepass {SENTINEL_PASSWORD}\nsentinel sentinel-pass {SENTINEL_PASSWORD}\n\
-         sentinel monitor watched 127.0.0.1 {primary} 2\nsentinel auth-pass watched {REDIS_PASSWORD}\n\
-         sentinel down-after-milliseconds watched 1500\nsentinel failover-timeout watched 2000\n",
-        folder.display()
-    );
-    fs::write(&file, text).unwrap();
-    let started = Command::new("redis-server").arg(&file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-    (started.expect("redis-server can be run as a Sentinel"), port)
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
 }
 
 fn knows_all(port: u16) -> bool {
