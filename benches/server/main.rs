@@ -1,9 +1,11 @@
 //! What a request costs whole servers, side by side: `ratelimitd` in memory and with Redis beside the yardstick, a bare tonic
 //! handler on the runtime of `#[tokio::main]`, under the same load in the same round; the server on one core, load and Redis
 //! on another. Medians of rounds, with the least and the most, since the machines are noisy. Then what the store weighs, the
-//! slowest calls while rules are read and metrics scraped, and one core beside two. docs/performance.md has the figures.
+//! slowest calls while rules are read and metrics scraped, one core beside two, and what a million clients that come once
+//! leave behind. docs/performance.md has the figures.
 //!
-//! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores`; all of them take some minutes.
+//! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores passing`; all of them take some
+//! minutes.
 //! `ROUNDS` (5) and `TAIL_SECONDS` (20) make it longer.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
 
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use load::{LOAD_CORE, Load, SERVER_CORE, Seen, pin};
 use redis::Value;
+use redis_benchmark::Call;
 use support::process::resident;
 use support::ratelimitd::{Ratelimitd, rules_file};
 use support::redis::RedisServer;
@@ -22,6 +25,7 @@ use yardstick::Yardstick;
 
 mod footprint;
 mod load;
+mod redis_benchmark;
 mod yardstick;
 
 /// The tests' servers.
@@ -38,8 +42,6 @@ mod support {
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const PARTS: [&str; 6] = ["memory", "redis", "flood", "footprint", "tail", "cores"];
-
 const RULES: &str = "domain: api\ndescriptors:\n- {key: client, rate_limit: {limit: 100, window: 1m}}\n\
     - {key: path, descriptors: [{key: client, rate_limit: {limit: 100, window: 1m}}]}\n";
 const TWO_OF_TWO: [&str; 2] = ["path=/v1/export,client={client}", "path=/v1/import,client={client}"];
@@ -55,12 +57,19 @@ fn main() {
         [footprint::ROLE, algorithm, hits] => return footprint::fill(algorithm, hits.parse().unwrap()),
         _ => {}
     }
-    let unknown = args.iter().find(|part| !PARTS.contains(part));
-    assert!(unknown.is_none(), "{unknown:?} is no part: {PARTS:?}");
+    let parts: [(&str, fn()); 7] = [
+        ("memory", memory),
+        ("redis", with_redis),
+        ("flood", flood),
+        ("footprint", weigh),
+        ("tail", tail),
+        ("cores", cores),
+        ("passing", passing),
+    ];
+    let unknown = args.iter().find(|asked| !parts.iter().any(|(name, _)| name == *asked));
+    assert!(unknown.is_none(), "{unknown:?} is no part");
     assert!(thread::available_parallelism().unwrap().get() >= 2, "the server and the load need a core each");
     let asked = |part: &str| args.is_empty() || args.contains(&part);
-    let parts: [(&str, fn()); 6] =
-        [("memory", memory), ("redis", with_redis), ("flood", flood), ("footprint", weigh), ("tail", tail), ("cores", cores)];
     for (name, part) in parts {
         if asked(name) {
             part();
@@ -120,7 +129,7 @@ fn rounds(load: &Load, rules: &str, more: &[&str], between: impl Fn()) -> Vec<(S
     (0..number("ROUNDS", 5)).map(round).collect()
 }
 
-fn cpu_row(what: &str, rounds: &[(Seen, Seen)], aim: f64) {
+fn cpu_row(what: &str, rounds: &[(Seen, Seen)], aim: impl std::fmt::Display) {
     let (bare, ours) = (Figures::of(rounds, |bare, _| bare.cpu), Figures::of(rounds, |_, ours| ours.cpu));
     let ratio = Figures::of(rounds, |bare, ours| ours.cpu / bare.cpu);
     println!("| {what} | {:.1} | {:.1} | {} | {aim} |", bare.median(), ours.median(), ratio.spread());
@@ -160,8 +169,8 @@ fn with_redis() {
     let url = redis.url();
     let more = [&["--redis-url", url.as_str()][..], &PATIENT].concat();
     cpu_head("Redis");
-    let mut its_own = Vec::new();
-    for (in_flight, aim) in [(64, 0.9), (512, 1.0)] {
+    let (mut its_own, mut alone) = (Vec::new(), Vec::new());
+    for (in_flight, aim) in [(1, "-"), (16, "-"), (64, "0.9"), (512, "1")] {
         let before = (redis.script_calls().0, redis.cpu());
         let rounds = rounds(&Load::in_flight(in_flight), &rules, &more, || {
             redis.command(&["FLUSHALL"]);
@@ -170,12 +179,21 @@ fn with_redis() {
         cpu_row(&format!("{in_flight} in flight"), &rounds, aim);
         let decisions: f64 = rounds.iter().map(|(_, ours)| ours.with_warm_up).sum();
         its_own.push((in_flight, 1e6 * cpu / decisions, decisions / calls as f64));
+        if in_flight == 1 {
+            alone = rounds;
+        }
     }
-    println!("\n| Redis itself | CPU, us a decision | decisions in a call |\n|---|---|---|");
+    println!(
+        "\n| Redis itself: CPU, us a decision | asked by ratelimitd | decisions in a call | by redis-benchmark, pipelined on one connection | at its best |"
+    );
+    println!("|---|---|---|---|---|");
+    let call = Call::of(&server(&rules, &more), &redis);
     for (in_flight, cpu, batch) in its_own {
-        println!("| {in_flight} in flight | {cpu:.1} | {batch:.0} |");
+        let pipelined = call.cpu(&redis, 1, in_flight);
+        let others = [in_flight, in_flight.div_ceil(8)].map(|connections| call.cpu(&redis, connections, in_flight / connections));
+        let best = others.into_iter().fold(pipelined, f64::min);
+        println!("| {in_flight} in flight | {cpu:.1} | {batch:.0} | {pipelined:.1} | {best:.1} |");
     }
-    let alone = rounds(&Load::in_flight(1), &rules, &more, || {});
     let trip = round_trip(&redis);
     let (bare, ours) = (Figures::of(&alone, |bare, _| bare.p50), Figures::of(&alone, |_, ours| ours.p50));
     println!(
@@ -269,6 +287,32 @@ fn tail() {
     println!("| p99 | {:.0} | {:.0} | {:.2} | |", quiet.p99, busy.p99, busy.p99 / quiet.p99);
     println!("| p99.9 | {:.0} | {:.0} | {:.2} | 2 |", quiet.p999, busy.p999, busy.p999 / quiet.p999);
     println!("{loads} loads of the rules");
+}
+
+/// What is left of a million clients that come once, in Redis and in the server.
+fn passing() {
+    let redis = redis_on_its_core();
+    let rules = rules_file("domain: api\ndescriptors:\n- {key: client, rate_limit: {limit: 100, window: 5s}}\n");
+    let url = redis.url();
+    let server = server(&rules, &[&["--redis-url", url.as_str()][..], &PATIENT].concat());
+    let load = |seconds| Load { clients: 1_000_000_000, seconds, ..Load::in_flight(64) }.run(server.grpc(), server.pid()).with_warm_up;
+    load(1.0);
+    thread::sleep(Duration::from_secs(12));
+    println!("\n| clients that come once, windows of 5 s | keys | Redis, MB | the server, MB |\n|---|---|---|---|");
+    let row = |when: &str| {
+        let Value::Int(keys) = redis.command(&["DBSIZE"]) else { panic!("a number") };
+        let memory = redis.info("memory");
+        let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().parse::<f64>().unwrap();
+        println!("| {when} | {keys} | {:.1} | {:.1} |", used / 1e6, resident(server.pid()) as f64 / 1e6);
+    };
+    row("before");
+    let mut come = 0.0;
+    while come < 1e6 {
+        come += load(4.0);
+    }
+    row(&format!("{come:.0} later"));
+    thread::sleep(Duration::from_secs(12));
+    row("12 s after the last one");
 }
 
 /// One serving thread and two, on all cores, with the load among them.
