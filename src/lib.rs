@@ -23,7 +23,7 @@
 //! | 3 | [`limiter`]: a request to a decision; [`config`]: YAML to rules, again whenever the files change |
 //! | 2 | [`rules`]: a request to hits; [`store`]: hits to a verdict |
 //! | 1 | [`descriptor`], [`hit`], [`metrics`] |
-//! | 0 | [`limit`] |
+//! | 0 | [`limit`]; `seldom`: how often the log is told |
 //!
 //! # Without rules
 //!
@@ -67,6 +67,7 @@ pub mod limit;
 pub mod limiter;
 pub mod metrics;
 pub mod rules;
+mod seldom;
 pub mod server;
 pub mod settings;
 pub mod store;

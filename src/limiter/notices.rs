@@ -2,7 +2,7 @@
 //! descriptor that nothing matched. Shared by all limiters of a process.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::descriptor::{Descriptor, Request};
 use crate::hit::FailurePolicy;
+use crate::seldom::{MINUTE, OncePerMinute};
 use crate::store::StoreError;
 
 /// When which line was last written.
@@ -22,12 +23,6 @@ pub struct Notices {
     /// The rules files, which a command that explains must name.
     rules: Vec<PathBuf>,
 }
-
-/// Keeps a log line from being written more than once a minute.
-#[derive(Default)]
-struct OncePerMinute(Mutex<Option<Instant>>);
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Domains that are told apart; while so many were logged within a minute, no further one is.
 const DOMAINS_MAX: usize = 256;
@@ -85,17 +80,6 @@ impl Notices {
         let due = logged.len() < DOMAINS_MAX;
         if due {
             logged.insert(domain.into(), Instant::now());
-        }
-        due
-    }
-}
-
-impl OncePerMinute {
-    fn due(&self) -> bool {
-        let mut last = self.0.lock();
-        let due = last.is_none_or(|last| last.elapsed() >= MINUTE);
-        if due {
-            *last = Some(Instant::now());
         }
         due
     }

@@ -17,7 +17,6 @@ mod breaker;
 mod link;
 mod node;
 mod options;
-mod outage;
 mod parts;
 mod primary;
 mod site;
@@ -31,6 +30,7 @@ use crate::hit::{Hit, Tally, Verdict};
 use crate::limit::Window;
 use crate::metrics::RedisSeries;
 use batch::Ask;
+use breaker::CONNECT_MAX;
 use node::{Errand, Manner, Pending, Refusal};
 pub use options::{DENIALS_DEFAULT, RedisDeployment, RedisOptions, RedisSite, RedisTls, RedisUrlError};
 use parts::{Counted, Part, Told};
@@ -89,6 +89,12 @@ struct Fetching {
 /// Timeouts that may pass until what no request waits for is done: one in the queue, one to connect, one for the call, and
 /// one to spare.
 const UNHURRIED_TIMEOUTS: u32 = 4;
+
+/// Leases that are given back together; far fewer than fit into a node's queue.
+const GIVEN_BACK_AT_ONCE: usize = 1_024;
+
+/// How long a drain waits for what goes on though nobody waits for it.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Of a request with more hits no denial is remembered: each is compared with those before it.
 const REMEMBERED_HITS_MAX: usize = 64;
@@ -177,19 +183,19 @@ impl Redis {
 
     /// Gives back what leases that have ended did not spend. To be called every second or so.
     pub fn sweep_leases(&self) {
-        self.shared.leases.sweep(self.shared.clock.steady()).into_iter().for_each(|(way, unspent)| self.give_back(way, &unspent));
+        self.give_all_back(self.shared.leases.sweep(self.shared.clock.steady()));
     }
 
-    /// Ends all leases, for good, and waits until nothing is queued or under way, for as long as one batch may take.
+    /// Ends all leases, for good, and waits until nothing is queued or under way, for as long as one batch may take, and
+    /// [`DRAIN_MAX`] for what goes on though nobody waits for it.
     pub async fn drain(&self) {
-        self.shared.leases.close().into_iter().for_each(|(way, unspent)| self.give_back(way, &unspent));
+        self.give_all_back(self.shared.leases.close());
         let done = async {
             while Arc::strong_count(&self.own.tasks) > 1 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        // What is still to be done after that has had its deadline.
-        let _ = timeout(self.shared.timeout * 2, done).await;
+        let _ = timeout(DRAIN_MAX, done).await;
         for site in self.own.sites.iter() {
             site.drain().await;
         }
@@ -231,7 +237,7 @@ impl Redis {
             let way = || self.way(ask);
             let (taken, fetch) = self.shared.leases.take(&ask.key, &ask.terms, lease.get(), now, way);
             if let Some(fetch) = fetch {
-                tokio::spawn(self.clone().fetch(fetch));
+                self.spawn(self.clone().fetch(fetch));
             }
             let (over, remaining, reset, recorded_at) = match taken {
                 Taken::Spent { remaining, reset, recorded_at } => (false, remaining, reset, Some(recorded_at)),
@@ -273,23 +279,39 @@ impl Redis {
     }
 
     /// Tells Redis of hits that were granted and not spent, each with where it is recorded. Once: what is lost stays counted.
-    fn give_back(&self, Way { site, slot, ask }: Way, unspent: &[(u64, u64)]) {
-        self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
-        self.leave(site, Errand { asks: batch::give_back(&ask, unspent), slot, manner: Manner::Batched });
+    fn give_back(&self, way: Way, unspent: &[(u64, u64)]) {
+        self.spawn(self.leave_unspent(way, unspent));
     }
 
-    /// Sends what nobody waits for, behind what is queued now. What it takes back stays counted where it is refused or lost.
-    fn leave(&self, site: usize, errand: Errand) {
-        let within = self.shared.timeout * UNHURRIED_TIMEOUTS;
+    /// The same of many leases, a part of them at a time, so that requests find room in the queue.
+    fn give_all_back(&self, mut leases: Vec<(Way, Vec<(u64, u64)>)>) {
+        let store = self.clone();
+        self.spawn(async move {
+            while !leases.is_empty() {
+                let some = leases.drain(leases.len().saturating_sub(GIVEN_BACK_AT_ONCE)..);
+                join_all(some.map(|(way, unspent)| store.leave_unspent(way, &unspent))).await;
+            }
+        });
+    }
+
+    fn leave_unspent(&self, Way { site, slot, ask }: Way, unspent: &[(u64, u64)]) -> impl Future<Output = ()> + Send + use<> {
+        self.own.series.lease_hits_returned.increment(unspent.iter().map(|(hits, _)| hits).sum());
+        self.leave(site, Errand { asks: batch::give_back(&ask, unspent), slot, manner: Manner::Batched })
+    }
+
+    /// Sends what no request waits for, behind what is queued now, and waits for what comes of it. What it takes back stays
+    /// counted where it is refused or lost.
+    fn leave(&self, site: usize, errand: Errand) -> impl Future<Output = ()> + Send + use<> {
+        let within = self.shared.timeout * UNHURRIED_TIMEOUTS + CONNECT_MAX;
         let deadline = Instant::now() + within;
         let (started, asks) = (self.own.sites[site].start(&errand, deadline), Arc::clone(&errand.asks));
         let Self { own, shared } = self.clone();
-        self.spawn(async move {
-            if own.sites[site].finish(errand, started, deadline, within).await.is_ok() {
-                // It may admit again who was denied because of it.
-                asks.iter().for_each(|ask| shared.denials.forget(&ask.key));
-            }
-        });
+        async move {
+            // Whatever comes of it: an answer may have come too late.
+            let _ = own.sites[site].finish(errand, started, deadline, within).await;
+            // It may admit again who was denied because of it.
+            asks.iter().for_each(|ask| shared.denials.forget(&ask.key));
+        }
     }
 
     /// The verdict on a request that leases or denials deny. Whoever gives back, or counts when denied, is for Redis to hear.
@@ -421,7 +443,7 @@ impl Redis {
         let places = recorded.iter().map(|(hit, _)| self.place(&answers.asks[*hit])).enumerate();
         for part in parts::deal(places) {
             let asks = batch::take_back(part.hits.iter().map(|place| (&answers.asks[recorded[*place].0], recorded[*place].1)));
-            self.leave(part.site, Errand { asks, slot: part.slot, manner: Manner::Batched });
+            self.spawn(self.leave(part.site, Errand { asks, slot: part.slot, manner: Manner::Batched }));
         }
     }
 

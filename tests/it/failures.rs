@@ -98,7 +98,8 @@ impl Traffic {
         let seen = self.asking.join().unwrap();
         assert!(seen.errors.is_empty(), "{what}: {} of {} calls failed: {:?}", seen.errors.len(), seen.calls, seen.errors.first());
         assert!(seen.slowest < CALL_MAX, "{what}: a call took {:?}", seen.slowest);
-        assert!(seen.slow <= 2 + seen.calls / 500, "{what}: {} of {} calls took longer than {MOST_CALLS_MAX:?}", seen.slow, seen.calls);
+        // Three wait for the whole deadline before nobody does, and this machine may be late with each.
+        assert!(seen.slow <= 3 + seen.calls / 500, "{what}: {} of {} calls took longer than {MOST_CALLS_MAX:?}", seen.slow, seen.calls);
         assert!(seen.calls > 20, "{what}: {} calls are no steady traffic", seen.calls);
         seen
     }

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module's layer.
-const LAYERS: [(&str, u32); 15] = [
+const LAYERS: [(&str, u32); 16] = [
     ("limit", 0),
+    ("seldom", 0),
     ("descriptor", 1),
     ("hit", 1),
     ("metrics", 1),

@@ -11,9 +11,9 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::link::{FAILURES_MAX, Trouble};
-use super::outage::OutageLog;
 use super::primary::Primary;
 use crate::metrics::RedisSeries;
+use crate::seldom::OutageLog;
 use crate::store::StoreError;
 use crate::store::denial::Denials;
 
@@ -27,7 +27,7 @@ pub(super) struct Breaker {
     epoch: AtomicU64,
     /// This Redis serves nothing any more: another one does.
     retired: AtomicBool,
-    log: OutageLog,
+    log: Arc<OutageLog>,
     series: RedisSeries,
 }
 
@@ -44,9 +44,9 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_millis(500);
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
 impl Breaker {
-    pub fn new(primary: Primary, denials: Arc<Denials>, timeout: Duration, series: RedisSeries) -> Self {
+    pub fn new(primary: Primary, denials: Arc<Denials>, timeout: Duration, log: Arc<OutageLog>, series: RedisSeries) -> Self {
         let (open, epoch, retired) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
-        Self { primary, denials, timeout, open, epoch, retired, log: OutageLog::default(), series }
+        Self { primary, denials, timeout, open, epoch, retired, log, series }
     }
 
     pub fn is_open(&self) -> bool {

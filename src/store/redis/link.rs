@@ -237,7 +237,11 @@ fn is_unknown_script(error: &RedisError) -> bool {
 impl From<&RedisError> for StoreError {
     fn from(error: &RedisError) -> Self {
         match error.kind() {
-            ErrorKind::Server(_) | ErrorKind::Extension => Self::Reply(error.to_string()),
+            // As Redis said it: redis-rs has words of its own for the codes that it knows.
+            ErrorKind::Server(_) | ErrorKind::Extension => Self::Reply(match (error.code(), error.detail()) {
+                (Some(code), Some(detail)) => format!("{code} {detail}"),
+                _ => error.to_string(),
+            }),
             _ => Self::Connection(error.to_string()),
         }
     }
@@ -249,12 +253,20 @@ mod tests {
 
     #[test]
     fn an_error_tells_whether_its_connection_can_be_kept() {
-        let reply = |text: &str| Trouble::of(&StoreError::Reply(text.to_owned()));
-        assert_eq!(reply("ReadOnly: READONLY You can't write against a read only replica."), Some(Trouble::Lost));
+        let reply = |text: &str| {
+            let Value::ServerError(error) = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap() else { panic!("{text}") };
+            let error = StoreError::from(&RedisError::from(error));
+            assert_eq!(error, StoreError::Reply(text.to_owned()), "as Redis said it");
+            Trouble::of(&error)
+        };
+        assert_eq!(reply("READONLY You can't write against a read only replica."), Some(Trouble::Lost));
         assert_eq!(reply("ERR Error running script (call to f_1): -READONLY You can't write"), Some(Trouble::Lost), "as Redis 6 says it");
+        assert_eq!(reply("LOADING Redis is loading the dataset in memory"), Some(Trouble::Lost));
         assert_eq!(reply("MASTERDOWN Link with MASTER is down"), Some(Trouble::Lost));
+        assert_eq!(reply("NOAUTH Authentication required."), Some(Trouble::Lost));
         assert_eq!(reply("OOM command not allowed when used memory > 'maxmemory'."), None);
         assert_eq!(reply("WRONGTYPE Operation against a key holding the wrong kind of value"), None);
+        assert_eq!(reply("CLUSTERDOWN The cluster is down"), None);
         assert_eq!(Trouble::of(&StoreError::Deadline(Duration::ZERO)), Some(Trouble::Silent));
     }
 }

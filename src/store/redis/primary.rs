@@ -29,6 +29,13 @@ pub(super) struct Sentinels {
     like: Address,
 }
 
+/// An attempt to get to the primary by what one Sentinel says.
+struct Turn<'s> {
+    sentinels: &'s Sentinels,
+    number: usize,
+    has_failed: bool,
+}
+
 /// A Sentinel that takes longer is passed over.
 const SENTINEL_MAX: Duration = Duration::from_millis(150);
 
@@ -74,10 +81,10 @@ impl Primary {
         match self {
             Self::At(address) => open(address).await,
             Self::BySentinels(sentinels) => {
-                let (sentinel, primary) = sentinels.primary().await?;
+                let (turn, primary) = sentinels.primary().await?;
                 let connection = open(&primary).await?;
                 // Not before: one that names a Redis which is no primary any more must not be asked first for ever.
-                sentinels.first.store(sentinel, Ordering::Relaxed);
+                turn.succeeded();
                 Ok(connection)
             }
         }
@@ -94,14 +101,13 @@ impl fmt::Display for Primary {
 }
 
 impl Sentinels {
-    /// The primary by the first Sentinel that knows one, and which of them that is.
-    async fn primary(&self) -> Result<(usize, Address), StoreError> {
-        let mut problem = String::new();
-        for _ in 0..self.addresses.len() {
-            // Whatever cuts this short, the next attempt begins with the next one: many may be silent.
-            let number = self.first.fetch_add(1, Ordering::Relaxed) % self.addresses.len();
-            match timeout(SENTINEL_MAX, self.ask(&self.addresses[number])).await {
-                Ok(Ok((host, port))) => return Ok((number, self.like.at(&host, port)?)),
+    /// The primary by the first Sentinel that knows one, whose turn it then is.
+    async fn primary(&self) -> Result<(Turn<'_>, Address), StoreError> {
+        let (first, mut problem) = (self.first.load(Ordering::Relaxed), String::new());
+        for number in 0..self.addresses.len() {
+            let turn = Turn { sentinels: self, number: (first + number) % self.addresses.len(), has_failed: true };
+            match timeout(SENTINEL_MAX, self.ask(&self.addresses[turn.number])).await {
+                Ok(Ok((host, port))) => return Ok((turn, self.like.at(&host, port)?)),
                 Ok(Err(error)) => problem = error.to_string(),
                 Err(_) => problem = format!("a Sentinel gave no answer within {SENTINEL_MAX:?}"),
             }
@@ -114,6 +120,24 @@ impl Sentinels {
         let answer = redis::cmd("SENTINEL").arg("get-master-addr-by-name").arg(&self.name).query_async(&mut connection).await;
         let known: Option<(String, u16)> = answer.map_err(no_connection)?;
         known.ok_or_else(|| StoreError::Connection("the Sentinel knows no such primary".to_owned()))
+    }
+}
+
+impl Turn<'_> {
+    fn succeeded(mut self) {
+        self.has_failed = false;
+        self.sentinels.first.store(self.number, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Turn<'_> {
+    /// Also where the attempt is cut short: many Sentinels may be silent. The next one begins with the next of them.
+    fn drop(&mut self) {
+        if self.has_failed {
+            let next = (self.number + 1) % self.sentinels.addresses.len();
+            // Unless somebody else has seen to it.
+            let _ = self.sentinels.first.compare_exchange(self.number, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 }
 

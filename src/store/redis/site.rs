@@ -62,7 +62,7 @@ impl SharedSite {
     /// # Errors
     /// An address, or a certificate, that can't be read.
     pub fn new(site: &RedisSite, timeout: Duration, denials: &Arc<Denials>, series: &RedisSeries) -> Result<Self, RedisUrlError> {
-        let one = |primary| Self::One(Arc::new(Breaker::new(primary, Arc::clone(denials), timeout, series.clone())));
+        let one = |primary| Self::One(Arc::new(Breaker::new(primary, Arc::clone(denials), timeout, Arc::default(), series.clone())));
         Ok(match site.deployment {
             RedisDeployment::Single => one(Primary::at(site)?),
             RedisDeployment::Sentinel => one(Primary::by_sentinels(site)?),

@@ -16,11 +16,11 @@ use tracing::{info, warn};
 
 use super::address::{Address, no_connection};
 use super::breaker::Breaker;
-use super::outage::OutageLog;
 use super::primary::Primary;
 use super::slots::SlotMap;
 use super::{RedisSite, RedisUrlError};
 use crate::metrics::RedisSeries;
+use crate::seldom::{OncePerMinute, OutageLog};
 use crate::store::StoreError;
 use crate::store::denial::Denials;
 
@@ -29,6 +29,9 @@ pub(super) struct Topology {
     seeds: Vec<Address>,
     map: ArcSwap<SlotMap>,
     breakers: Mutex<HashMap<Arc<str>, Arc<Breaker>>>,
+    /// Of each node, also while the map in force does not name it.
+    logs: Mutex<HashMap<Arc<str>, Arc<OutageLog>>>,
+    changed: OncePerMinute,
     /// A look is under way.
     looking: AtomicBool,
     /// The last look has found nothing.
@@ -49,6 +52,9 @@ struct Look(Arc<Topology>);
 /// A node that takes longer to tell its slots is passed over.
 const NODE_MAX: Duration = Duration::from_millis(150);
 
+/// Nodes whose outages are known, those that are none any more included.
+const LOGS_MAX: usize = 4_096;
+
 /// Between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
@@ -65,6 +71,8 @@ impl Topology {
             seeds,
             map: ArcSwap::from_pointee(SlotMap::empty()),
             breakers: Mutex::default(),
+            logs: Mutex::default(),
+            changed: OncePerMinute::default(),
             looking: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             log: OutageLog::default(),
@@ -133,7 +141,13 @@ impl Topology {
         let refuse = || StoreError::Connection(format!("{primary} is no address"));
         let (host, port) = primary.rsplit_once(':').ok_or_else(refuse)?;
         let address = self.seeds[0].at(host, port.parse().map_err(|_| refuse())?)?;
-        let breaker = Arc::new(Breaker::new(Primary::At(address), Arc::clone(&self.denials), self.timeout, self.series.clone()));
+        let mut logs = self.logs.lock();
+        if logs.len() >= LOGS_MAX {
+            logs.retain(|_, log| Arc::strong_count(log) > 1);
+        }
+        let log = Arc::clone(logs.entry(Arc::clone(primary)).or_default());
+        drop(logs);
+        let breaker = Arc::new(Breaker::new(Primary::At(address), Arc::clone(&self.denials), self.timeout, log, self.series.clone()));
         breakers.insert(Arc::clone(primary), Arc::clone(&breaker));
         Ok(breaker)
     }
@@ -168,7 +182,9 @@ impl Topology {
         }
         // Slots that move from one to another take what they hold along, and many do so one by one.
         if !before.primaries.is_empty() && !map.has_primaries_of(&before) {
-            info!(primaries = map.primaries.len(), "the Redis Cluster has other primaries now");
+            if self.changed.due() {
+                info!(primaries = map.primaries.len(), "the Redis Cluster has other primaries now (told once a minute)");
+            }
             // A new one may know less, or more, than what was denied by.
             self.denials.clear();
         }

@@ -1,6 +1,7 @@
 //! Leased rules over one Redis, in stepped time: what Redis counts is, at every moment, at least what the clients were granted
 //! in the last window, and once all leases are given back no more than that and the hits of one tick and a quarter.
 
+use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -114,6 +115,34 @@ async fn admitted(store: &Store, hit: &Hit<'_>) -> u64 {
         admitted += hit.cost.amount();
     }
     admitted
+}
+
+#[test]
+fn more_leases_than_a_queue_has_room_for_are_all_given_back() {
+    let server = RedisServer::start_without_expiry();
+    let store = redis_store(&server, &SteppedClock::starting_at(START));
+    let names: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
+    let of = |name, cost| {
+        let Hit { counter, .. } = leased(1);
+        Hit { counter: Counter { client: [name].into_iter().collect(), ..counter }, ..leased(cost) }
+    };
+    let ask = async |cost| {
+        let mut used = Vec::new();
+        for some in names.chunks(1_000) {
+            let asked = some.iter().map(async |name| store.decide(&[of(name.as_str(), cost)], None).await.unwrap().tallies[0].used);
+            used.extend(join_all(asked).await);
+        }
+        used
+    };
+    runtime().block_on(async {
+        for _ in 0..5 {
+            ask(1).await;
+        }
+        let held = ask(0).await.into_iter().filter(|used| *used > 5).count();
+        assert!(held > 9_000, "{held} leases");
+        store.drain().await;
+        assert!(ask(0).await.into_iter().all(|used| used == 5));
+    });
 }
 
 #[test]
