@@ -187,7 +187,7 @@ impl Redis {
     }
 
     /// Ends all leases, for good, and waits until nothing is queued or under way, for as long as one batch may take, and
-    /// [`DRAIN_MAX`] for what goes on though nobody waits for it.
+    /// two seconds for what goes on though nobody waits for it.
     pub async fn drain(&self) {
         self.give_all_back(self.shared.leases.close());
         let done = async {
