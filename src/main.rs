@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// A decision makes some dozens of short-lived allocations: docs/architecture.md says what this one saves.
+/// A call makes a dozen short-lived allocations, and HTTP/2 more: docs/architecture.md says what this one saves.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -78,6 +78,9 @@ fn is_tighter((hit, tally): (&Hit<'_>, &Tally), (other_hit, other): (&Hit<'_>, &
     }
 }
 
+/// Up to so many hits are compared with each other; more are looked up.
+const COMPARED_MAX: usize = 8;
+
 /// What each hit's counter held when it was judged: what it held before the request, and on top the request's earlier hits
 /// that fitted or were recorded all the same. (What the request gave back is left out.)
 fn used_before(hits: &[Hit<'_>], verdict: &Verdict) -> SmallVec<[u64; 2]> {
@@ -86,28 +89,37 @@ fn used_before(hits: &[Hit<'_>], verdict: &Verdict) -> SmallVec<[u64; 2]> {
         let recorded = if hit.count_denied || verdict.admitted && !tally.over { taken(hit) } else { 0 };
         return [tally.used.saturating_sub(recorded)].into_iter().collect();
     }
-    let mut held: HashMap<&Counter<'_>, u64> = HashMap::new();
-    let mut tallies = verdict.tallies.as_slice();
+    // Of each counter, at the place of the first hit on it.
+    let mut held: SmallVec<[u64; 8]> = verdict.tallies.iter().map(|tally| tally.used).collect();
+    let (firsts, mut at) = (firsts(hits), 0);
     for descriptor in hits.chunk_by(|one, other| one.descriptor == other.descriptor) {
-        let (mine, rest) = tallies.split_at(descriptor.len().min(tallies.len()));
-        tallies = rest;
-        let fits = verdict.admitted && !mine.iter().any(|tally| tally.over);
-        for (hit, tally) in descriptor.iter().zip(mine) {
-            let held = held.entry(&hit.counter).or_insert(tally.used);
+        let mine = at..at + descriptor.len();
+        at = mine.end;
+        let fits = verdict.admitted && !verdict.tallies[mine.clone()].iter().any(|tally| tally.over);
+        for (hit, first) in descriptor.iter().zip(&firsts[mine]) {
             if hit.count_denied || fits {
-                *held = held.saturating_sub(taken(hit));
+                held[*first] = held[*first].saturating_sub(taken(hit));
             }
         }
     }
-    let judged = hits.iter().zip(&verdict.tallies).map(|(hit, tally)| {
-        let held = held.entry(&hit.counter).or_default();
-        let before = *held;
+    let judged = hits.iter().zip(&verdict.tallies).zip(&firsts).map(|((hit, tally), first)| {
+        let before = held[*first];
         if hit.count_denied || !tally.over {
-            *held = held.saturating_add(taken(hit));
+            held[*first] = before.saturating_add(taken(hit));
         }
         before
     });
     judged.collect()
+}
+
+/// Of each hit the place of the first one on its counter.
+fn firsts<'h>(hits: &[Hit<'h>]) -> SmallVec<[usize; 8]> {
+    if hits.len() <= COMPARED_MAX {
+        let first = |(at, hit): (usize, &Hit<'h>)| hits[..at].iter().position(|other| other.counter == hit.counter).unwrap_or(at);
+        return hits.iter().enumerate().map(first).collect();
+    }
+    let mut seen = HashMap::<&Counter<'_>, usize>::with_capacity(hits.len());
+    hits.iter().enumerate().map(|(at, hit)| *seen.entry(&hit.counter).or_insert(at)).collect()
 }
 
 /// What the reference server counts of a hit that was judged on top of `before`: its cost, split at the near-limit threshold
