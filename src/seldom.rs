@@ -34,14 +34,18 @@ impl OutageLog {
     /// To be called again and again while it lasts.
     pub fn lasts(&self, tell: impl FnOnce()) {
         let mut is_told = self.is_told.lock();
-        if !*is_told && self.begun.due() {
-            *is_told = true;
+        let due = !*is_told && self.begun.due();
+        *is_told |= due;
+        // The log may be slow to take it: nobody else is to wait for that.
+        drop(is_told);
+        if due {
             tell();
         }
     }
 
     pub fn is_over(&self, tell: impl FnOnce()) {
-        if std::mem::take(&mut *self.is_told.lock()) {
+        let was_told = std::mem::take(&mut *self.is_told.lock());
+        if was_told {
             tell();
         }
     }

@@ -141,20 +141,26 @@ impl RuleSeries {
 
 impl SeriesByValue {
     /// Counts under `labels` or, where the rule has series for as many others as it may, under `other`.
-    pub fn add<'o>(&self, counts: &HitCounts, labels: &RuleLabels<'_>, other: impl FnOnce() -> RuleLabels<'o>) {
-        let values = labels.values();
-        if let Some(series) = self.known.read().get(&values) {
+    pub fn add<'o>(&self, counts: &HitCounts, labels: &RuleLabels<'_>, other: impl Fn() -> RuleLabels<'o>) {
+        let mut values = labels.values();
+        let known = self.known.read();
+        if !known.contains_key(&values) && known.len() >= VALUES_PER_RULE_MAX {
+            values = other().values();
+        }
+        if let Some(series) = known.get(&values) {
             return series.add(counts);
         }
+        drop(known);
         let mut known = self.known.write();
-        let full = known.len() >= VALUES_PER_RULE_MAX;
-        let values = if full { other().values() } else { values };
-        if full && !known.contains_key(&values) {
-            warn!(
-                rule = self.rule,
-                most = VALUES_PER_RULE_MAX,
-                "a rule has series for as many values as it may; further ones are counted under `other`"
-            );
+        if !known.contains_key(&values) && known.len() >= VALUES_PER_RULE_MAX {
+            values = other().values();
+            if !known.contains_key(&values) {
+                warn!(
+                    rule = self.rule,
+                    most = VALUES_PER_RULE_MAX,
+                    "a rule has series for as many values as it may; further ones are counted under `other`"
+                );
+            }
         }
         known.entry(values).or_insert_with_key(|values| RuleSeries::register(&self.recorder, values)).add(counts);
     }
