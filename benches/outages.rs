@@ -12,7 +12,6 @@ use distributed_rate_limiter::grpc::RateLimitClient;
 use distributed_rate_limiter::grpc::pb::rate_limit_response::Code;
 use support::cluster::Cluster;
 use support::grpc::{descriptor, request};
-use support::http;
 use support::proxy::Proxy;
 use support::ratelimitd::{Ratelimitd, rules_file};
 use support::redis::RedisServer;
@@ -195,9 +194,7 @@ fn until_redis_answers(server: &Ratelimitd) -> Duration {
 }
 
 fn by_policy(server: &Ratelimitd) -> u64 {
-    let page = http::get(server.metrics(), "/metrics", &[]).body;
-    let line = page.lines().find_map(|line| line.strip_prefix("ratelimit_policy_answers{policy=\"local\"} "));
-    line.expect("the series is there").parse().unwrap()
+    server.metric("ratelimit_policy_answers{policy=\"local\"}")
 }
 
 impl Traffic {

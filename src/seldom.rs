@@ -1,5 +1,6 @@
 //! How often the log is told of what happens again and again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -14,7 +15,7 @@ pub(crate) struct OncePerMinute(Mutex<Option<Instant>>);
 pub(crate) struct OutageLog {
     begun: OncePerMinute,
     /// The one under way is told of.
-    is_told: Mutex<bool>,
+    is_told: AtomicBool,
 }
 
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
@@ -33,19 +34,14 @@ impl OncePerMinute {
 impl OutageLog {
     /// To be called again and again while it lasts.
     pub fn lasts(&self, tell: impl FnOnce()) {
-        let mut is_told = self.is_told.lock();
-        let due = !*is_told && self.begun.due();
-        *is_told |= due;
-        // The log may be slow to take it: nobody else is to wait for that.
-        drop(is_told);
-        if due {
+        if !self.is_told.load(Ordering::Relaxed) && self.begun.due() {
+            self.is_told.store(true, Ordering::Relaxed);
             tell();
         }
     }
 
     pub fn is_over(&self, tell: impl FnOnce()) {
-        let was_told = std::mem::take(&mut *self.is_told.lock());
-        if was_told {
+        if self.is_told.swap(false, Ordering::Relaxed) {
             tell();
         }
     }

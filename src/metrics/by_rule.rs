@@ -144,11 +144,14 @@ impl SeriesByValue {
     pub fn add<'o>(&self, counts: &HitCounts, labels: &RuleLabels<'_>, other: impl Fn() -> RuleLabels<'o>) {
         let mut values = labels.values();
         let known = self.known.read();
-        if !known.contains_key(&values) && known.len() >= VALUES_PER_RULE_MAX {
-            values = other().values();
-        }
         if let Some(series) = known.get(&values) {
             return series.add(counts);
+        }
+        if known.len() >= VALUES_PER_RULE_MAX {
+            values = other().values();
+            if let Some(series) = known.get(&values) {
+                return series.add(counts);
+            }
         }
         drop(known);
         let mut known = self.known.write();

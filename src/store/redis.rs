@@ -364,7 +364,14 @@ impl Redis {
             known.push(self.own.sites[part.site].known(deadline, within).await);
         }
         let asks = Arc::clone(&answers.asks);
-        let (started, store, (reply, settled)) = (self.start(&asks, parts, known, deadline), self.clone(), oneshot::channel());
+        let start = |(part, known): (Part, Result<(), StoreError>)| {
+            let asks = batch::part(part.hits.iter().map(|hit| &asks[*hit]));
+            let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
+            let pending = known.map_err(Refusal::Failed).and_then(|()| self.own.sites[part.site].start(&errand, deadline));
+            Started { part, errand, pending }
+        };
+        let started = parts.into_iter().zip(known).map(start).collect();
+        let (store, (reply, settled)) = (self.clone(), oneshot::channel());
         self.spawn(async move {
             let settled = store.settle(answers, started, deadline, within).await;
             // Where nobody listens and a part has no answer, there is no policy's either; what denies the request does so still.
@@ -375,23 +382,6 @@ impl Redis {
             }
         });
         settled.await.unwrap_or_else(|_| (Told::nothing(asks), Err(StoreError::Connection("the request was given up".to_owned()))))
-    }
-
-    /// Puts the parts of a request into their queues.
-    fn start(
-        &self,
-        asks: &[Ask],
-        parts: SmallVec<[Part; 2]>,
-        known: SmallVec<[Result<(), StoreError>; 2]>,
-        deadline: Instant,
-    ) -> Vec<Started> {
-        let start = |(part, known): (Part, Result<(), StoreError>)| {
-            let asks = batch::part(part.hits.iter().map(|hit| &asks[*hit]));
-            let errand = Errand { asks, slot: part.slot, manner: Manner::Batched };
-            let pending = known.map_err(Refusal::Failed).and_then(|()| self.own.sites[part.site].start(&errand, deadline));
-            Started { part, errand, pending }
-        };
-        parts.into_iter().zip(known).map(start).collect()
     }
 
     /// Puts together what comes of a request's parts.

@@ -143,15 +143,8 @@ impl Held {
     }
 }
 
-/// The value of a series on the metrics page.
-fn metric(server: &Ratelimitd, series: &str) -> u64 {
-    let page = http::get(server.metrics(), "/metrics", &[]).body;
-    let line = page.lines().find_map(|line| line.strip_prefix(&format!("{series} ")));
-    line.unwrap_or_else(|| panic!("no series {series}: {page}")).parse().unwrap()
-}
-
 fn by_policy(server: &Ratelimitd) -> u64 {
-    metric(server, "ratelimit_policy_answers{policy=\"local\"}")
+    server.metric("ratelimit_policy_answers{policy=\"local\"}")
 }
 
 /// Waits until all that traffic asks for a while is answered by Redis.
@@ -160,10 +153,24 @@ fn wait_until_redis_answers(server: &Ratelimitd, what: &str) {
     loop {
         let before = by_policy(server);
         thread::sleep(Duration::from_millis(200));
-        if by_policy(server) == before && metric(server, "ratelimit_store_breaker_open{store=\"redis\"}") == 0 {
+        if by_policy(server) == before && server.metric("ratelimit_store_breaker_open{store=\"redis\"}") == 0 {
             return;
         }
         assert!(Instant::now() < deadline, "{what}: Redis is back for {BACK_MAX:?} and not asked: {:#?}", server.log());
+    }
+}
+
+/// Waits until Redis has answered a call.
+fn wait_until_asked(server: &Ratelimitd) {
+    let deadline = Instant::now() + BACK_MAX;
+    loop {
+        let before = by_policy(server);
+        admitted(server, "asked", 1);
+        if by_policy(server) == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{:#?}", server.log());
+        thread::sleep(Duration::from_millis(50));
     }
 }
 

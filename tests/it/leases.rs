@@ -50,8 +50,7 @@ fn start_with(redis: &RedisServer, rules: &str, environment: &[(&str, &str)]) ->
 }
 
 fn metric(server: &Ratelimitd, series: &str) -> u64 {
-    let page = http::get(server.metrics(), "/metrics", &[]).body;
-    page.lines().find_map(|line| line.strip_prefix(&format!("{series}{{store=\"redis\"}} "))).unwrap().parse().unwrap()
+    server.metric(&format!("{series}{{store=\"redis\"}}"))
 }
 
 /// Asks a server without end, for one client, and remembers what passed. A server that dies or is stopped is asked on.

@@ -134,7 +134,7 @@ fn what_is_taken_back_follows_its_slot_to_where_that_moves() {
     thread::sleep(Duration::from_millis(200));
     cluster.finish_move(slot, 0, 2);
     assert_eq!(admitted(&server, &fresh, 25), 20);
-    assert_eq!((by_policy(&server), metric(&server, "ratelimit_store_hits_taken_back{store=\"redis\"}")), (0, 20));
+    assert_eq!((by_policy(&server), server.metric("ratelimit_store_hits_taken_back{store=\"redis\"}")), (0, 20));
 }
 
 #[test]

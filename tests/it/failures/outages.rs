@@ -30,7 +30,7 @@ fn survive(what: &str, lasting: Duration, remembers: bool, outage: impl FnOnce(&
     if !lasting.is_zero() {
         let answers = by_policy(&server);
         assert!(answers > 0, "{what}: the outage was none");
-        let openings = metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}");
+        let openings = server.metric("ratelimit_store_breaker_openings{store=\"redis\"}");
         assert!((1..=3).contains(&openings), "{what}: the breaker opened {openings} times");
     }
 }
@@ -60,7 +60,7 @@ fn that_it_answers_a_ping_is_no_sign_that_it_answers_scripts() {
     thread::sleep(Duration::from_secs(3));
     wait_until_redis_answers(&server, "writes held back");
     traffic.end("writes held back");
-    let openings = metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}");
+    let openings = server.metric("ratelimit_store_breaker_openings{store=\"redis\"}");
     // One by accident, on a busy machine.
     assert!((1..=2).contains(&openings), "the breaker opened {openings} times");
     assert_eq!(admitted(&server, "before", 30), 10);
@@ -85,8 +85,8 @@ fn full() {
     let traffic = Traffic::on(&server);
     redis.command(&["CONFIG", "SET", "maxmemory", "1"]);
     thread::sleep(Duration::from_secs(1));
-    assert!(metric(&server, "ratelimit_store_failures{store=\"redis\",reason=\"reply\"}") > 20, "each write is refused");
-    assert_eq!(metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}"), 0, "Redis is there, and answers");
+    assert!(server.metric("ratelimit_store_failures{store=\"redis\",reason=\"reply\"}") > 20, "each write is refused");
+    assert_eq!(server.metric("ratelimit_store_breaker_openings{store=\"redis\"}"), 0, "Redis is there, and answers");
     redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
     wait_until_redis_answers(&server, "OOM");
     traffic.end("OOM");
@@ -114,7 +114,7 @@ fn ten_rounds_of_every_trouble_leave_no_threads_no_files_and_no_memory_behind() 
     let proxy = Proxy::before(redis.url());
     // A short one, so that ten rounds are.
     let server = Ratelimitd::start(&["--config", &rules_file(RULES), "--redis-timeout", "20ms", "--redis-url", &proxy.url()]);
-    let openings = || metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}");
+    let openings = || server.metric("ratelimit_store_breaker_openings{store=\"redis\"}");
     type Deed = fn(&mut RedisServer, &Proxy);
     let troubles: [(&str, Deed, Deed); 6] = [
         ("killed", |redis, _| redis.kill(), |redis, _| redis.restart()),
@@ -206,10 +206,7 @@ fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     let silent: String = silent.iter().map(|silent| format!(",{}", silent.local_addr().unwrap())).collect();
     let url = watched.url().replacen(',', &(silent + ","), 1) + "/2";
     let server = start(&[&["--redis-type", "sentinel", "--redis-url", &url], &auth[..]].concat());
-    let found = Traffic::on(&server);
-    thread::sleep(Duration::from_secs(1));
-    wait_until_redis_answers(&server, "the first Sentinels are silent");
-    found.end("the first Sentinels are silent");
+    wait_until_asked(&server);
     assert_eq!(admitted(&server, "before", 10), 10);
     // As far as the replica has it, it is remembered.
     assert_eq!(watched.primary.command(&["WAIT", "1", "5000"]), redis::Value::Int(1));

@@ -8,20 +8,6 @@ use crate::support::proxy::Proxy;
 use crate::support::redis::RedisServer;
 use crate::support::sentinel::Sentinel;
 
-/// Waits until Redis has answered a call.
-fn wait_until_asked(server: &Ratelimitd) {
-    let deadline = Instant::now() + BACK_MAX;
-    loop {
-        let before = by_policy(server);
-        admitted(server, "asked", 1);
-        if by_policy(server) == before {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{:#?}", server.log());
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Traffic through a proxy that is in trouble for a while.
 fn survive(what: &str, outage: impl FnOnce(&Proxy), mend: impl FnOnce(&Proxy)) {
     let redis = RedisServer::start();
@@ -54,8 +40,8 @@ fn a_path_that_always_takes_longer_than_the_deadline_is_given_up_once() {
     // There and back in more than a call may take, though in less than it takes to connect.
     proxy.delay(Duration::from_millis(60));
     thread::sleep(Duration::from_secs(5));
-    let openings = metric(&server, "ratelimit_store_breaker_openings{store=\"redis\"}");
-    let waited = metric(&server, "ratelimit_store_failures{store=\"redis\",reason=\"deadline\"}");
+    let openings = server.metric("ratelimit_store_breaker_openings{store=\"redis\"}");
+    let waited = server.metric("ratelimit_store_failures{store=\"redis\",reason=\"deadline\"}");
     proxy.delay(Duration::ZERO);
     wait_until_redis_answers(&server, "a long way");
     traffic.end("a long way");
@@ -85,7 +71,7 @@ fn a_port_that_accepts_and_never_answers() {
     let seen = traffic.end("no answer");
     assert!(by_policy(&server) + 1 >= seen.calls as u64, "all by policy");
     // Only while the first connection is tried does anybody wait; one that takes longer than a call may, nobody waits for.
-    let waited = metric(&server, "ratelimit_store_failures{store=\"redis\",reason=\"deadline\"}");
+    let waited = server.metric("ratelimit_store_failures{store=\"redis\",reason=\"deadline\"}");
     assert!(waited <= 10, "{waited} calls waited");
 }
 

@@ -95,9 +95,9 @@ fn where_one_redis_is_away_the_policy_answers_for_its_hits_alone_and_what_it_den
     assert_eq!(admitted(&server, "a", 30), 20, "what was denied has been taken back");
     assert_eq!(admitted(&server, "b", 30), 10, "what passed is counted");
     assert_eq!(admitted(&server, "d", 30), 20 - local);
-    assert_eq!(metric(&server, "ratelimit_policy_answers{policy=\"deny\"}"), 10);
-    assert_eq!(metric(&server, "ratelimit_policy_answers{policy=\"allow\"}"), 10);
-    assert!(metric(&server, "ratelimit_store_hits_taken_back{store=\"redis\"}") >= 10);
+    assert_eq!(server.metric("ratelimit_policy_answers{policy=\"deny\"}"), 10);
+    assert_eq!(server.metric("ratelimit_policy_answers{policy=\"allow\"}"), 10);
+    assert!(server.metric("ratelimit_store_hits_taken_back{store=\"redis\"}") >= 10);
     short.restart();
     let deadline = Instant::now() + BACK_MAX;
     while ask("e", "denying") != Ok(true) {

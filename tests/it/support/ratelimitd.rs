@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::http;
+
 /// Killed when dropped.
 pub struct Ratelimitd {
     child: Child,
@@ -87,6 +89,13 @@ impl Ratelimitd {
 
     pub fn admin(&self) -> SocketAddr {
         self.address("listening for admin").parse().unwrap()
+    }
+
+    /// The value of a series on the metrics page.
+    pub fn metric(&self, series: &str) -> u64 {
+        let page = http::get(self.metrics(), "/metrics", &[]).body;
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{series} ")));
+        line.unwrap_or_else(|| panic!("no series {series}: {page}")).parse().unwrap()
     }
 
     pub fn pid(&self) -> u32 {
