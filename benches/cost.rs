@@ -4,15 +4,11 @@
 //! `cargo bench --bench cost`.
 #![allow(clippy::unwrap_used, reason = "in a benchmark a panic is the report")]
 
-use std::future::poll_fn;
 use std::hint::black_box;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::process::Command;
 use std::sync::Arc;
 
-use axum::body::Body;
-use bytes::Bytes;
 use distributed_rate_limiter::config::{self, LoadOptions};
 use distributed_rate_limiter::descriptor::{Descriptor, Entry, Request, RequestBounds};
 use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, rate_limit_descriptor};
@@ -22,7 +18,6 @@ use distributed_rate_limiter::limiter::{Fallback, RateLimiter};
 use distributed_rate_limiter::metrics::Metrics;
 use distributed_rate_limiter::rules::{LiveRules, Rules};
 use distributed_rate_limiter::store::{Clock, Memory, Store};
-use http_body::Body as _;
 use prost::Message;
 
 /// A call, and what it cost when this was last written: instructions (Rust 1.95, x86-64) and allocations, both with what
@@ -107,7 +102,7 @@ fn each(tool: &[&str], args: &[&str], name: &str) -> f64 {
     (count(2 * ROUNDS) - count(ROUNDS)) / ROUNDS as f64
 }
 
-/// Makes calls on a memory store, from the HTTP request to the last frame of the reply.
+/// Makes calls on a memory store, from the bytes of the request's message to those of the reply's.
 fn calls(call: &str, rounds: usize) {
     let entries = |pairs: &[(&str, &str)]| RateLimitDescriptor {
         entries: pairs.iter().map(|(key, value)| rate_limit_descriptor::Entry { key: (*key).into(), value: (*value).into() }).collect(),
@@ -124,23 +119,16 @@ fn calls(call: &str, rounds: usize) {
             "no rule" => vec![entries(&[("nobody", &client)])],
             _ => panic!("no call is named `{call}`"),
         };
-        let message = RateLimitRequest { domain: "bench".to_owned(), descriptors, hits_addend: 0 }.encode_to_vec();
-        let length = u32::try_from(message.len()).unwrap().to_be_bytes();
-        Bytes::from([&[0], &length[..], &message].concat())
+        RateLimitRequest { domain: "bench".to_owned(), descriptors, hits_addend: 0 }.encode_to_vec()
     };
-    let requests: Vec<Bytes> = (0..CLIENTS).map(request).collect();
+    let requests: Vec<Vec<u8>> = (0..CLIENTS).map(request).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let services = services();
         // The same ahead of every run: all clients known, and what is made once is made.
         for round in 0..CLIENTS + rounds {
-            let body = Body::from(requests[round % CLIENTS].clone());
-            let uri = "http://localhost/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
-            let request = http::Request::post(uri).body(body).unwrap();
-            let mut reply = services.call(request).await.unwrap().into_body();
-            while let Some(frame) = poll_fn(|cx| Pin::new(&mut reply).poll_frame(cx)).await {
-                black_box(frame.unwrap());
-            }
+            let message = RateLimitRequest::decode(&*requests[round % CLIENTS]).unwrap();
+            black_box(services.should_rate_limit(message, None).await.unwrap());
         }
     });
 }

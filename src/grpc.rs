@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 mod call;
+pub mod connection;
 mod extras;
 pub mod pb;
 mod schema;

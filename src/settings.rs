@@ -141,7 +141,7 @@ pub struct ServeArgs {
     #[arg(long, env = "SHUTDOWN_DELAY", value_name = "DURATION", default_value = "0", value_parser = parse_duration)]
     shutdown_delay: Duration,
 
-    /// error, warn, info, debug or trace
+    /// error, warn, info, debug or trace (in a release build the same as debug)
     #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     log_level: LogLevel,
 

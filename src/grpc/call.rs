@@ -1,63 +1,55 @@
-//! A unary gRPC call on HTTP/2: its one message out of the body of the request, the time that its caller still has, and
-//! the body of the reply. It knows frames, trailers and the five bytes before a message, and nothing of what a message
-//! says. That is all that the rate-limit method needs of gRPC (docs/architecture.md says what it saves).
+//! A unary gRPC call: its one message out of the body of the request, the time that its caller still has, and the bytes of
+//! the reply's. It knows the five bytes before a message, and nothing of what a message says.
 
 use std::fmt;
-use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::Body as OtherBody;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
-use http_body::{Body, Frame};
+use http::HeaderMap;
+use http_body::Body;
 use prost::Message;
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
-/// The body of a reply.
-#[derive(Default)]
-pub enum Reply {
-    /// Its headers say all, or the trailers were the end.
-    #[default]
-    Nothing,
-    /// A message is to come, and the trailers.
-    Message(Bytes),
-    /// Trailers that say that all went well.
-    Ok,
-    /// Another service's.
-    Other(OtherBody),
-}
-
 /// Whether the message is compressed, and its length.
 const PREFIX: usize = 5;
 
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const STATUS_OK: HeaderValue = HeaderValue::from_static("0");
+/// The bytes of a call's one message, as they come.
+#[derive(Default)]
+pub struct Reading(Bytes);
 
-/// The one message of a call.
-///
-/// # Errors
-/// It is longer than `bytes_max`, compressed, incomplete, not alone, or no `M`; or the call broke off.
-pub async fn message<M: Message + Default, B>(mut body: B, bytes_max: usize) -> Result<M, Status>
-where
-    B: Body<Data = Bytes, Error: fmt::Display> + Unpin,
-{
-    let mut whole = Bytes::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let frame = frame.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
-        match frame.into_data() {
-            Ok(data) if whole.is_empty() => whole = data,
-            Ok(data) if !data.is_empty() => whole = joined(whole, &data),
-            _ => {}
+impl Reading {
+    /// Reads on. The message, when all of it is there, and the end of the body.
+    ///
+    /// # Errors
+    /// It is longer than `bytes_max`, compressed, incomplete, not alone, or no `M`; or the call broke off.
+    pub fn poll<M: Message + Default, B>(&mut self, cx: &mut Context<'_>, body: &mut B, bytes_max: usize) -> Poll<Result<M, Status>>
+    where
+        B: Body<Data = Bytes, Error: fmt::Display> + Unpin,
+    {
+        let Self(whole) = self;
+        while let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)) {
+            let frame = frame.map_err(|error| Status::cancelled(format!("the request broke off: {error}")))?;
+            match frame.into_data() {
+                Ok(data) if whole.is_empty() => *whole = data,
+                Ok(data) if !data.is_empty() => *whole = joined(std::mem::take(whole), &data),
+                _ => {}
+            }
+            if let Some(length) = length(whole).filter(|length| *length > bytes_max) {
+                let why = format!("a request of {length} bytes; at most {bytes_max} are accepted (MAX_REQUEST_BYTES)");
+                return Poll::Ready(Err(Status::out_of_range(why)));
+            }
+            if body.is_end_stream() {
+                break;
+            }
         }
-        if let Some(length) = length(&whole).filter(|length| *length > bytes_max) {
-            let why = format!("a request of {length} bytes; at most {bytes_max} are accepted (MAX_REQUEST_BYTES)");
-            return Err(Status::out_of_range(why));
-        }
+        Poll::Ready(decoded(std::mem::take(whole)))
     }
+}
+
+fn decoded<M: Message + Default>(mut whole: Bytes) -> Result<M, Status> {
     if length(&whole).is_none_or(|length| whole.len() != PREFIX + length) {
         return Err(Status::internal("the call does not hold one whole message"));
     }
@@ -88,8 +80,8 @@ pub fn time_left(headers: &HeaderMap) -> Option<Duration> {
     Some(unit.saturating_mul(number) * 3 / 4)
 }
 
-/// The reply that holds a message.
-pub fn reply(message: &impl Message) -> Response<Reply> {
+/// A message with its prefix.
+pub fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(PREFIX + length);
     bytes.put_u8(0);
@@ -97,46 +89,7 @@ pub fn reply(message: &impl Message) -> Response<Reply> {
     bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     // There is room: it was measured.
     let _ = message.encode(&mut bytes);
-    let mut response = Response::new(Reply::Message(bytes.freeze()));
-    *response.headers_mut() = only(header::CONTENT_TYPE, GRPC);
-    response
-}
-
-impl Body for Reply {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = match std::mem::take(&mut *self) {
-            Self::Nothing => return Poll::Ready(None),
-            Self::Message(bytes) => {
-                *self = Self::Ok;
-                Frame::data(bytes)
-            }
-            Self::Ok => Frame::trailers(only(STATUS, STATUS_OK)),
-            Self::Other(mut body) => {
-                let polled = Pin::new(&mut body).poll_frame(cx);
-                *self = Self::Other(body);
-                return polled;
-            }
-        };
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Nothing => true,
-            Self::Message(_) | Self::Ok => false,
-            Self::Other(body) => body.is_end_stream(),
-        }
-    }
-}
-
-/// Headers for which one place is allocated, where a map makes six at once by itself.
-fn only(name: HeaderName, value: HeaderValue) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(1);
-    headers.insert(name, value);
-    headers
+    bytes.freeze()
 }
 
 /// The length of the message that a prefix announces, where the prefix is there.
@@ -156,9 +109,9 @@ fn joined(start: Bytes, rest: &[u8]) -> Bytes {
 mod tests {
     use std::collections::VecDeque;
     use std::convert::Infallible;
-    use std::pin::pin;
     use std::task::Waker;
 
+    use http_body::Frame;
     use tonic::Code;
 
     use super::*;
@@ -195,8 +148,7 @@ mod tests {
     fn read(frames: &[&[u8]], bytes_max: usize) -> Result<RateLimitRequest, Status> {
         let trailers = Frame::trailers(HeaderMap::new());
         let frames = frames.iter().map(|bytes| Frame::data(Bytes::copy_from_slice(bytes))).chain([trailers]).collect();
-        let mut reading = pin!(message(Frames(frames), bytes_max));
-        match reading.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        match Reading::default().poll(&mut Context::from_waker(Waker::noop()), &mut Frames(frames), bytes_max) {
             Poll::Ready(read) => read,
             Poll::Pending => panic!("nothing is awaited but frames, which are there"),
         }

@@ -1,17 +1,15 @@
 //! What stands behind the gRPC port: the one method of Envoy's rate-limit service, and beside it health and reflection,
-//! which tonic serves. Almost every call is for that one method, so it goes straight from HTTP/2 to whoever answers it;
-//! `call.rs` reads its message and writes the reply. A client that makes such calls is here as well.
+//! which tonic serves. Almost every call is for that one method, so it goes straight from HTTP/2 (`connection.rs`) to whoever
+//! answers it; `call.rs` reads its message and writes the reply's. A client that makes such calls is here as well.
 
-use std::convert::Infallible;
-use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{Request, Response};
-use http_body::Body as HttpBody;
 use tonic::Status;
 use tonic::codegen::{BoxFuture, Service};
 use tonic::service::Routes;
@@ -20,11 +18,11 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tonic_prost::ProstCodec;
 
 use super::Door;
-use super::call::{self, Reply, time_left};
+use super::call;
 use super::pb::{RateLimitRequest, RateLimitResponse};
 use super::schema;
 
-const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+pub(super) const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
 /// The services of the gRPC port, for one runtime. Cheap to clone.
 #[derive(Clone)]
@@ -32,7 +30,6 @@ pub struct Services(Arc<Served>);
 
 struct Served {
     door: Door,
-    /// Larger requests are refused unread.
     bytes_max: usize,
     others: Router,
 }
@@ -57,24 +54,22 @@ impl Services {
         Ok(Self(Arc::new(Served { door, bytes_max, others: others.into_axum_router() })))
     }
 
-    /// The future is boxed: hyper and tokio move it several times before it is first polled.
-    pub fn call<B>(&self, request: Request<B>) -> BoxFuture<Response<Reply>, Infallible>
-    where
-        B: HttpBody<Data = Bytes, Error: Into<axum::BoxError> + fmt::Display> + Send + Unpin + 'static,
-    {
-        if request.uri().path() != METHOD {
-            let mut others = self.0.others.clone();
-            return Box::pin(async move { Ok(others.call(request.map(Body::new)).await?.map(Reply::Other)) });
-        }
-        let within = time_left(request.headers());
-        let (served, body) = (Arc::clone(&self.0), request.into_body());
-        Box::pin(async move {
-            let answer = match call::message::<RateLimitRequest, _>(body, served.bytes_max).await {
-                Ok(message) => served.door.should_rate_limit(message, within).await,
-                Err(status) => Err(status),
-            };
-            Ok(answer.map_or_else(Status::into_http, |answer| call::reply(&answer)))
-        })
+    /// Larger requests are to be refused unread.
+    pub(super) fn request_bytes_max(&self) -> usize {
+        self.0.bytes_max
+    }
+
+    /// Answers the reply's message, as it goes into the body. The future is boxed, since it is large, and moved where it has to
+    /// wait.
+    pub fn should_rate_limit(&self, message: RateLimitRequest, within: Option<Duration>) -> BoxFuture<Bytes, Status> {
+        let served = Arc::clone(&self.0);
+        Box::pin(async move { Ok(call::framed(&served.door.should_rate_limit(message, within).await?)) })
+    }
+
+    /// Answers a call for any other method.
+    pub(super) fn other(&self, request: Request<Body>) -> impl Future<Output = Response<Body>> + 'static {
+        let mut others = self.0.others.clone();
+        async move { others.call(request).await.unwrap_or_else(|never| match never {}) }
     }
 }
 

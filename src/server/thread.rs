@@ -2,24 +2,20 @@
 //! of its own. A request never leaves its thread; that halves what it costs (docs/architecture.md).
 
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::serve::Listener as AxumListener;
-use hyper::server::conn::http2::Builder as Http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic_health::server::HealthReporter;
 use tracing::{debug, error, warn};
 
 use super::listener::{Accepted, Connection, Counted, Protocol};
 use crate::descriptor::RequestBounds;
-use crate::grpc::{Door, ReplyOptions, Services};
+use crate::grpc::{Door, ReplyOptions, Services, connection};
 use crate::http::HttpDoor;
 use crate::limiter::{Fallback, Modes, Notices, RateLimiter};
 use crate::metrics::Metrics;
@@ -62,10 +58,6 @@ const DEALT_MAX: usize = 1_024;
 
 /// Calls under way when the server stops have so long to finish.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-
-/// A stalled client's resets pile up before they are accepted; h2 gives the whole connection up at 20 of them, which turns
-/// one stall of 20 ms into many failed calls.
-const PENDING_RESETS_MAX: usize = 1_024;
 
 impl ServingThread {
     pub fn start(number: usize, store: Store, blueprint: Blueprint) -> io::Result<Self> {
@@ -134,7 +126,7 @@ async fn serve(store: Store, blueprint: Blueprint, grpc: Incoming, http: Incomin
         Err(error) => return error!(%error, "the gRPC services can't be set up"),
     };
     let http = axum::serve(http, routes).with_graceful_shutdown(drained(draining.clone()));
-    let grpc = serve_grpc(services, grpc, drained(draining.clone()));
+    let grpc = serve_grpc(services, grpc, draining.clone());
     let both = async {
         let ((), http) = tokio::join!(grpc, async { http.await });
         if let Err(error) = http {
@@ -154,27 +146,23 @@ async fn serve(store: Store, blueprint: Blueprint, grpc: Incoming, http: Incomin
 }
 
 /// Serves the connections that come, until draining begins; then waits until their calls are answered.
-async fn serve_grpc(services: Services, mut incoming: Incoming, draining: impl Future<Output = ()>) {
-    let mut http2 = Http2::new(TokioExecutor::new());
-    http2.max_pending_accept_reset_streams(PENDING_RESETS_MAX).auto_date_header(false);
-    let open = GracefulShutdown::new();
-    let mut draining = pin!(draining);
+async fn serve_grpc(services: Services, mut incoming: Incoming, draining: watch::Receiver<bool>) {
+    let mut open = JoinSet::new();
     loop {
         let connection = tokio::select! {
             connection = std::future::poll_fn(|cx| incoming.poll(cx)) => connection,
-            () = &mut draining => None,
+            Some(_) = open.join_next() => continue,
+            () = drained(draining.clone()) => None,
         };
         let Some(connection) = connection else { break };
-        let services = services.clone();
-        let service = service_fn(move |request| services.call(request));
-        let served = open.watch(http2.serve_connection(TokioIo::new(connection), service));
-        tokio::spawn(async move {
-            if let Err(error) = served.await {
+        let (services, draining) = (services.clone(), draining.clone());
+        open.spawn(async move {
+            if let Err(error) = connection::serve(connection, &services, drained(draining)).await {
                 debug!(%error, "a gRPC connection ended");
             }
         });
     }
-    open.shutdown().await;
+    while open.join_next().await.is_some() {}
 }
 
 /// Ends when draining begins.

@@ -10,6 +10,7 @@ mod envoy;
 mod exactness;
 mod failures;
 mod grpc;
+mod http2;
 mod http_door;
 mod is_allowed;
 mod istio;

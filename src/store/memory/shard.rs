@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 
 use hashbrown::HashTable;
 use slab::Slab;
+use smallvec::SmallVec;
 
 use super::Home;
 use crate::store::algorithm::State;
@@ -21,7 +22,8 @@ pub(super) struct Shard {
 }
 
 struct Slot {
-    key: Box<[u8]>,
+    /// Most fit in place: a look-up then touches one place less, which is in no cache.
+    key: SmallVec<[u8; 72]>,
     hash: u64,
     window: u64,
     state: State,
@@ -42,7 +44,7 @@ impl Shard {
     /// Takes a counter out of its slot, to be put back under the same lock. None where there is none.
     pub fn take(&mut self, hash: u64, key: &[u8]) -> Option<(usize, State)> {
         let slots = &self.slots;
-        let place = *self.places.find(hash, |place| slots.get(*place).is_some_and(|slot| *slot.key == *key))?;
+        let place = *self.places.find(hash, |place| slots.get(*place).is_some_and(|slot| slot.key[..] == *key))?;
         let slot = self.slots.get_mut(place)?;
         Some((place, std::mem::take(&mut slot.state)))
     }
@@ -53,7 +55,7 @@ impl Shard {
             Some(slot) => slot.state = state,
             None if state.used(now, home.window) > 0 => {
                 let expiry = state.leaves(home.window);
-                let place = self.slots.insert(Slot { key: home.key.into_boxed_slice(), hash: home.hash, window: home.window, state });
+                let place = self.slots.insert(Slot { key: SmallVec::from_slice(&home.key), hash: home.hash, window: home.window, state });
                 let slots = &self.slots;
                 self.places.insert_unique(home.hash, place, |place| slots.get(*place).map_or(0, |slot| slot.hash));
                 self.expiries.push(Reverse((expiry, place)));
