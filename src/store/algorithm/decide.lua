@@ -18,10 +18,11 @@
 --            amount         what is recorded or given back
 --            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; else 0
 --            pace_denied    the same, recorded although denied
--- Reply    flat: for each request 1 (admitted) or 0, then for each of its hits: over (1 or 0), the hits used after the
---          request, and the wait in us (-1: never); last, where that is asked for, for each hit where its counter recorded
---          what was recorded now, and after that of a granted one for how long, in us; its over is how many were granted.
---          A request that can't be decided: its error text alone.
+-- Reply    one string; big-endian, 7 bytes a number where not said otherwise. For each request a byte: 0 denied, 1 admitted,
+--          2 not decided. One that is not decided: the length of the error's text in 2 bytes, and the text. Else for each of
+--          its hits: over (a byte, 1 or 0), the hits used after the request, and the wait in us plus 1 (0: never). Last, where
+--          that is asked for, for each hit: where its counter recorded what was recorded now, and after that of a granted one
+--          how many were granted and for how long, in us.
 --
 -- An algorithm is a table of functions on a counter's state, made when a batch first needs it:
 --   load(key, window)          the state as of now, or nil and why not
@@ -50,19 +51,18 @@ local function charge(state, amount, most, pace)
   if taken > 0 then state.algorithm.record(state, taken, pace) end
 end
 
--- Puts a hit's tally into the reply: what its counter is like after the request, and how long until `need` fits or, where
--- it fitted, until more is left.
-local function tally(state, over, limit, need)
-  local used, wait = state.used
-  if not over then wait = state.algorithm.reset(state, limit)
-  elseif need > limit then wait = -1
-  elseif used + need <= limit then wait = 0
-  else wait = state.algorithm.wait(state, limit - need) end
-  local at = filled
-  reply[at + 1] = over and 1 or 0
-  reply[at + 2] = used
-  reply[at + 3] = wait
-  filled = at + 3
+local function say(text)
+  filled = filled + 1
+  reply[filled] = text
+end
+
+-- What a hit is told of its counter after the request: how long, plus 1, until `need` fits or, where it fitted, until more is
+-- left; 0: never.
+local function wait_of(state, over, limit, need)
+  if not over then return state.algorithm.reset(state, limit) + 1
+  elseif need > limit then return 0
+  elseif state.used + need <= limit then return 1
+  else return state.algorithm.wait(state, limit - need) + 1 end
 end
 
 -- Takes a count_denied hit into what later ones are judged on.
@@ -90,8 +90,7 @@ end
 
 -- Records what the verdict leaves of a request's hits, and only then tallies them.
 local function conclude(count, admitted, say_where)
-  filled = filled + 1
-  reply[filled] = admitted and 1 or 0
+  say(pack('B', admitted and 1 or 0))
   for i = 1, count do
     local hit = hits[i]
     local state = hit.state
@@ -108,24 +107,21 @@ local function conclude(count, admitted, say_where)
   end
   for i = 1, count do
     local hit = hits[i]
-    -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
+    local over, need = hit.over, hit.need
     if hit.refund == 3 then
       -- Who got less than was asked for is told when there will be more.
-      tally(hit.state, hit.granted < hit.amount, hit.limit, 1)
-      reply[filled - 2] = hit.granted
-    else
-      tally(hit.state, hit.over, hit.limit, admitted and hit.need or hit.need + hit.asked_before)
+      over, need = hit.granted < hit.amount, 1
+    elseif not admitted then
+      -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
+      need = need + hit.asked_before
     end
+    say(pack('>BI7I7', over and 1 or 0, hit.state.used, wait_of(hit.state, over, hit.limit, need)))
   end
   if say_where then
     for i = 1, count do
       local hit = hits[i]
-      filled = filled + 1
-      reply[filled] = hit.state.algorithm.recorded_at(hit.state)
-      if hit.refund == 3 then
-        filled = filled + 1
-        reply[filled] = hit.lasts
-      end
+      say(pack('>I7', hit.state.algorithm.recorded_at(hit.state)))
+      if hit.refund == 3 then say(pack('>I7I7', hit.granted, hit.lasts)) end
     end
   end
 end
@@ -156,12 +152,11 @@ while position <= #batch do
     elseif last == 2 and count == 0 and refund == 0 and not failure then
       -- One hit is the whole request: the common case, decided without a table for it.
       local over = state.used + need > limit
-      filled = filled + 1
-      reply[filled] = (not over or kind % 2 == 1) and 1 or 0
       if not over then
         if amount > 0 then state.algorithm.record(state, amount, pace) end
       elseif count_denied == 1 then charge(state, amount, most, pace_denied) end
-      tally(state, over, limit, need)
+      local admitted = not over or kind % 2 == 1
+      say(pack('>BBI7I7', admitted and 1 or 0, over and 1 or 0, state.used, wait_of(state, over, limit, need)))
       alone = true
       break
     else
@@ -201,8 +196,7 @@ while position <= #batch do
   if alone then
     -- Concluded already.
   elseif failure then
-    filled = filled + 1
-    reply[filled] = failure
+    say(pack('>BH', 2, #failure) .. failure)
     for i = 1, count do hits[i].state.asked, hits[i].state.sure = 0, 0 end
   else
     conclude(count, not denied and (quotas == 0 or quotas_fitting > 0), last == 3)
@@ -212,4 +206,4 @@ end
 for _, state in pairs(states) do
   if state.dirty then state.algorithm.write(state) end
 end
-return reply
+return table.concat(reply)

@@ -188,9 +188,10 @@ impl Batch {
     /// # Errors
     /// A reply of another form than decide.lua's.
     pub fn read(&self, reply: Value) -> Result<Vec<Result<Answer, StoreError>>, StoreError> {
-        let Value::Array(values) = reply else { return Err(malformed()) };
-        let mut values = values.into_iter();
-        self.requests.iter().map(|asks| read_request(asks, &mut values)).collect()
+        let Value::BulkString(bytes) = reply else { return Err(malformed()) };
+        let mut reader = Reader(&bytes);
+        let answers = self.requests.iter().map(|asks| read_request(asks, &mut reader)).collect::<Option<_>>();
+        answers.filter(|_| reader.0.is_empty()).ok_or_else(malformed)
     }
 }
 
@@ -231,35 +232,47 @@ impl Ask {
     }
 }
 
-fn read_request(asks: &[Ask], values: &mut impl Iterator<Item = Value>) -> Result<Result<Answer, StoreError>, StoreError> {
-    let admitted = match values.next() {
-        Some(Value::Int(admitted)) => admitted == 1,
-        Some(Value::BulkString(why)) => return Ok(Err(StoreError::Reply(String::from_utf8_lossy(&why).into_owned()))),
-        _ => return Err(malformed()),
-    };
-    // Of a grant, how many were granted stands where else it says whether the hit is over.
-    let mut granted = 0;
-    let tallies = asks.iter().map(|Ask { terms, .. }| match (values.next(), values.next(), values.next()) {
-        (Some(Value::Int(over)), Some(Value::Int(used)), Some(Value::Int(wait))) => {
-            granted = over.unsigned_abs();
-            // A wait of -1 says: never.
-            Ok(terms.tally(over == 1, used.unsigned_abs(), u64::try_from(wait).ok()))
+/// A reply, as far as it is not read yet. None: it ends too soon.
+struct Reader<'b>(&'b [u8]);
+
+impl<'b> Reader<'b> {
+    fn bytes(&mut self, count: usize) -> Option<&'b [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    /// A big-endian number of so many bytes, 8 at most.
+    fn number(&mut self, bytes: usize) -> Option<u64> {
+        Some(self.bytes(bytes)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+}
+
+/// None: it has another form.
+fn read_request(asks: &[Ask], reader: &mut Reader<'_>) -> Option<Result<Answer, StoreError>> {
+    let admitted = match reader.number(1)? {
+        0 => false,
+        1 => true,
+        2 => {
+            let length = reader.number(2)? as usize;
+            return Some(Err(StoreError::Reply(String::from_utf8_lossy(reader.bytes(length)?).into_owned())));
         }
-        _ => Err(malformed()),
-    });
-    let verdict = Verdict { admitted, by_denial: false, tallies: tallies.collect::<Result<_, _>>()? };
-    let mut number = || match values.next() {
-        Some(Value::Int(number)) => Ok(number.unsigned_abs()),
-        _ => Err(malformed()),
+        _ => return None,
     };
+    let tallies = asks.iter().map(|Ask { terms, .. }| {
+        let (over, used, wait) = (reader.number(1)?, reader.number(7)?, reader.number(7)?);
+        Some(terms.tally(over == 1, used, wait.checked_sub(1)))
+    });
+    let verdict = Verdict { admitted, by_denial: false, tallies: tallies.collect::<Option<_>>()? };
     let (last, mut grant) = (asks.last(), None);
     let is_part = last.is_some_and(|ask| matches!(ask.last, Last::Part));
-    let recorded_at: Vec<u64> = asks.iter().filter(|_| is_part).map(|_| number()).collect::<Result<_, _>>()?;
+    let recorded_at: Vec<u64> = asks.iter().filter(|_| is_part).map(|_| reader.number(7)).collect::<Option<_>>()?;
     let is_grant = last.is_some_and(|ask| matches!(ask.flow, Flow::Granted));
     if let (true, Some(tally), Some(at)) = (is_grant, verdict.tallies.last(), recorded_at.last()) {
-        grant = Some(Grant { hits: granted, tally: *tally, recorded_at: *at, lasts: number()? });
+        let (hits, lasts) = (reader.number(7)?, reader.number(7)?);
+        grant = Some(Grant { hits, tally: *tally, recorded_at: *at, lasts });
     }
-    Ok(Ok(Answer { verdict, recorded_at, grant }))
+    Some(Ok(Answer { verdict, recorded_at, grant }))
 }
 
 fn malformed() -> StoreError {
