@@ -20,6 +20,7 @@ use token_bucket::Bucket;
 pub(super) const SCRIPT: &str = concat!(
     "local now = TIME[1] * 1000000 + TIME[2]\n",
     "local call, try, pack, unpack = redis.call, redis.pcall, struct.pack, struct.unpack\n",
+    include_str!("algorithm/digits.lua"),
     include_str!("algorithm/sliding_window_log.lua"),
     include_str!("algorithm/token_bucket.lua"),
     include_str!("algorithm/fixed_window.lua"),

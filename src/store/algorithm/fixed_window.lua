@@ -40,7 +40,7 @@ local function fixed_window()
       counted.expires = nil
     else
       call('SET', counted.key, pack(VALUE, counted.number, counted.used), 'KEEPTTL')
-      if not counted.expires then call('PEXPIRE', counted.key, math.ceil(reset(counted) / 1000)) end
+      if not counted.expires then call('PEXPIRE', counted.key, digits(math.ceil(reset(counted) / 1000))) end
       counted.expires = true
     end
     counted.dirty = nil

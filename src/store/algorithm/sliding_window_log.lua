@@ -46,7 +46,7 @@ local function sliding_window_log()
         call('ZADD', key, -time, stored)
         call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
       elseif first <= now - window then
-        local oldest = call('ZREVRANGEBYSCORE', key, window - now - 1, '-inf', 'LIMIT', '0', '1')[1]
+        local oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
         local oldest_before
         first, oldest_before = unpack(ENTRY, oldest)
         if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
@@ -62,14 +62,14 @@ local function sliding_window_log()
   local function write(log)
     local key, window, time = log.key, log.window, log.time
     if log.stale then call('DEL', key)
-    elseif log.left then call('ZREMRANGEBYSCORE', key, window - now, '+inf') end
+    elseif log.left then call('ZREMRANGEBYSCORE', key, digits(window - now), '+inf') end
     local header = pack(ENTRY, time, log.before, log.after, log.base, log.first)
-    call('ZADD', key, -time, header)
+    call('ZADD', key, digits(-time), header)
     -- After ZADD: to remove a key's only member would drop its expiry.
     if log.stored and log.stored ~= header then call('ZREM', key, log.stored) end
     local step = window / 8 -- the expiry is set once in so long, and reaches one step further
     if time - time % step ~= log.expiry - log.expiry % step then
-      call('PEXPIRE', key, math.ceil((time + window + step - now) / 1000))
+      call('PEXPIRE', key, digits(math.ceil((time + window + step - now) / 1000)))
     end
     log.stored, log.expiry, log.dirty, log.stale, log.left = header, time, nil, nil, nil
   end
@@ -120,7 +120,7 @@ local function sliding_window_log()
     elseif hits > 0 then
       log.first = nth(log, hits + 1)
       if log.base >= TOTALS - hits then log.base = log.base - (TOTALS - hits) else log.base = log.base + hits end
-      call('ZREMRANGEBYSCORE', log.key, '(' .. string.format('%.0f', -log.first), '+inf')
+      call('ZREMRANGEBYSCORE', log.key, '(' .. digits(-log.first), '+inf')
       if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
       log.used, log.left, log.dirty = log.used - hits, nil, true
     end

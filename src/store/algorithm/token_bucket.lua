@@ -74,7 +74,7 @@ local function token_bucket()
       call('SET', key, pack(VALUE, bucket.at, tat, bucket.part, bucket.limit), 'KEEPTTL')
       local step = bucket.window / 8 -- the expiry is set once in so long, and reaches one step further
       if not expiry or tat - tat % step ~= expiry - expiry % step then
-        call('PEXPIRE', key, math.ceil((tat + 1 + step - now) / 1000))
+        call('PEXPIRE', key, digits(math.ceil((tat + 1 + step - now) / 1000)))
       end
     end
     bucket.expiry, bucket.dirty = tat, nil
