@@ -4,18 +4,19 @@
 //! slowest calls while rules are read and metrics scraped, one core beside two, and what a million clients that come once
 //! leave behind. docs/performance.md has the figures.
 //!
-//! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores passing`; all of them take some
-//! minutes.
+//! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores passing peer`; all of them take some
+//! minutes. `peer` needs another server: see peer.rs.
 //! `ROUNDS` (5) and `TAIL_SECONDS` (20) make it longer.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
 
 use std::fs;
-use std::process::Command;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use load::{LOAD_CORE, Load, SERVER_CORE, Seen, pin};
+use peer::Peer;
 use redis::Value;
 use redis_benchmark::Call;
 use support::process::resident;
@@ -25,6 +26,7 @@ use yardstick::Yardstick;
 
 mod footprint;
 mod load;
+mod peer;
 mod redis_benchmark;
 mod yardstick;
 
@@ -59,7 +61,7 @@ fn main() {
         [footprint::ROLE, algorithm, hits] => return footprint::fill(algorithm, hits.parse().unwrap()),
         _ => {}
     }
-    let parts: [(&str, fn()); 7] = [
+    let parts: [(&str, fn()); 8] = [
         ("memory", memory),
         ("redis", with_redis),
         ("flood", flood),
@@ -67,11 +69,12 @@ fn main() {
         ("tail", tail),
         ("cores", cores),
         ("passing", passing),
+        ("peer", beside_a_peer),
     ];
     let unknown = args.iter().find(|asked| !parts.iter().any(|(name, _)| name == *asked));
     assert!(unknown.is_none(), "{unknown:?} is no part");
     assert!(thread::available_parallelism().unwrap().get() >= 2, "the server and the load need a core each");
-    let asked = |part: &str| args.is_empty() || args.contains(&part);
+    let asked = |part: &str| args.contains(&part) || args.is_empty() && (part != "peer" || peer::command().is_some());
     for (name, part) in parts {
         if asked(name) {
             part();
@@ -196,27 +199,52 @@ fn with_redis() {
         let best = others.into_iter().fold(pipelined, f64::min);
         println!("| {in_flight} in flight | {cpu:.1} | {batch:.0} | {pipelined:.1} | {best:.1} |");
     }
-    let trip = round_trip(&redis);
+    let (empty, same) = (redis_benchmark::empty_round_trip(&redis), call.round_trip(&redis));
     let (bare, ours) = (Figures::of(&alone, |bare, _| bare.p50), Figures::of(&alone, |_, ours| ours.p50));
     println!(
-        "\n| Redis, 1 in flight: p50, us | yardstick | an EVALSHA of redis-benchmark | ratelimitd | at most, yardstick + 1.3 EVALSHA |"
+        "\n| Redis, 1 in flight: p50, us | yardstick | redis-benchmark's EVALSHA, an empty script | this script | ratelimitd | at most, yardstick + 1.3 EVALSHA |"
     );
-    println!("|---|---|---|---|---|");
-    println!("| | {:.0} | {trip:.0} | {:.0} | {:.0} |", bare.median(), ours.median(), bare.median() + 1.3 * trip);
+    println!("|---|---|---|---|---|---|");
+    let bare = bare.median();
+    println!("| | {bare:.0} | {empty:.0} | {same:.0} | {:.0} | {:.0} or {:.0} |", ours.median(), bare + 1.3 * empty, bare + 1.3 * same);
 }
 
-/// The p50 of a script that does nothing, asked one by one by redis-benchmark, in microseconds.
-fn round_trip(redis: &RedisServer) -> f64 {
-    let Value::BulkString(sha) = redis.command(&["SCRIPT", "LOAD", "return 0"]) else { panic!("a script has a hash") };
-    let sha = String::from_utf8(sha).unwrap();
-    let mut benchmark = Command::new("taskset");
-    benchmark.args(["-c", SERVER_CORE, "redis-benchmark", "-p", &redis.port().to_string(), "-c", "1", "-n", "20000", "--csv"]);
-    let output = benchmark.args(["EVALSHA", &sha, "0"]).output().unwrap();
-    let table = String::from_utf8(output.stdout).unwrap();
-    let mut lines = table.lines().map(|line| line.split(',').map(|cell| cell.trim_matches('"')).collect::<Vec<_>>());
-    let head = lines.next().unwrap_or_default();
-    let column = head.iter().position(|name| *name == "p50_latency_ms").unwrap_or_else(|| panic!("no p50 in {table}"));
-    1_000.0 * lines.next().unwrap()[column].parse::<f64>().unwrap()
+/// Another server, and `ratelimitd` by a log and by fixed windows, in turn on one Redis.
+fn beside_a_peer() {
+    let Some(command) = peer::command() else { panic!("PEER is the shell command that runs the other server: see benches/server/peer.rs") };
+    let redis = redis_on_its_core();
+    let url = redis.url();
+    let more = [&["--redis-url", url.as_str()][..], &PATIENT].concat();
+    let (log, fixed) = (rules_file(RULES), rules_file(&RULES.replacen("domain: api", "domain: api\nalgorithm: fixed_window", 1)));
+    for in_flight in [64, 512] {
+        let load = Load::in_flight(in_flight);
+        // Of the server and of Redis.
+        let measured = |server: SocketAddr, pid| {
+            redis.command(&["FLUSHALL"]);
+            let before = redis.cpu();
+            let seen = load.run(server, pid);
+            [seen.cpu, 1e6 * (redis.cpu() - before) / seen.with_warm_up]
+        };
+        let theirs = || {
+            let server = Peer::start(&command, &redis);
+            measured(server.address, server.pid())
+        };
+        let ours = |rules| {
+            let server = server(rules, &more);
+            measured(server.grpc(), server.pid())
+        };
+        let rounds: Vec<_> = (0..number("ROUNDS", 5)).map(|_| [theirs(), ours(&log), ours(&fixed)]).collect();
+        println!(
+            "\n| Redis, {in_flight} in flight: CPU, us a request | the peer | ratelimitd by a log | beside it | by fixed windows | beside it |"
+        );
+        println!("|---|---|---|---|---|---|");
+        for (what, name) in ["the server", "Redis"].iter().enumerate() {
+            let figures = |of: &dyn Fn(&[[f64; 2]; 3]) -> f64| Figures(rounds.iter().map(of).collect());
+            let cpu = |whose: usize| figures(&|round| round[whose][what]).median();
+            let beside = |whose: usize| figures(&|round| round[whose][what] / round[0][what]).spread();
+            println!("| {name} | {:.1} | {:.1} | {} | {:.1} | {} |", cpu(0), cpu(1), beside(1), cpu(2), beside(2));
+        }
+    }
 }
 
 /// Clients that are all over their limit, and clients whose limit is leased.

@@ -42,6 +42,11 @@ impl Call {
         Self { sha, key: format!("{before}|__rand_int__}}{after}") }
     }
 
+    /// The p50 of a call, asked one by one, in microseconds.
+    pub fn round_trip(&self, redis: &RedisServer) -> f64 {
+        round_trip(redis, &[&self.sha, "1", &self.key])
+    }
+
     /// CPU of Redis, in microseconds a call, by so many connections, each with so many calls at once.
     pub fn cpu(&self, redis: &RedisServer, connections: u32, at_once: u32) -> f64 {
         redis.command(&["FLUSHALL"]);
@@ -56,6 +61,23 @@ impl Call {
         assert!(clients > 60_000, "each call was for a client of many: {clients}");
         1e6 * (redis.cpu() - before) / CALLS as f64
     }
+}
+
+/// The p50 of a script that does nothing, asked one by one, in microseconds.
+pub fn empty_round_trip(redis: &RedisServer) -> f64 {
+    let sha: String = redis::from_redis_value(redis.command(&["SCRIPT", "LOAD", "return 0"])).unwrap();
+    round_trip(redis, &[&sha, "0"])
+}
+
+fn round_trip(redis: &RedisServer, call: &[&str]) -> f64 {
+    let mut benchmark = Command::new("taskset");
+    benchmark.args(["-c", SERVER_CORE, "redis-benchmark", "-p", &redis.port().to_string(), "-c", "1", "-n", "20000"]);
+    let output = benchmark.args(["-r", CLIENTS, "--csv", "EVALSHA"]).args(call).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    let mut lines = table.lines().map(|line| line.split(',').map(|cell| cell.trim_matches('"')).collect::<Vec<_>>());
+    let head = lines.next().unwrap_or_default();
+    let column = head.iter().position(|name| *name == "p50_latency_ms").unwrap_or_else(|| panic!("no p50 in {table}"));
+    1_000.0 * lines.next().unwrap()[column].parse::<f64>().unwrap()
 }
 
 /// The quoted words of a line of MONITOR.

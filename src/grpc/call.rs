@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
 use prost::Message;
@@ -45,12 +45,12 @@ impl Reading {
                 break;
             }
         }
-        Poll::Ready(decoded(std::mem::take(whole)))
+        Poll::Ready(decoded(whole))
     }
 }
 
-fn decoded<M: Message + Default>(mut whole: Bytes) -> Result<M, Status> {
-    if length(&whole).is_none_or(|length| whole.len() != PREFIX + length) {
+fn decoded<M: Message + Default>(whole: &[u8]) -> Result<M, Status> {
+    if length(whole).is_none_or(|length| whole.len() != PREFIX + length) {
         return Err(Status::internal("the call does not hold one whole message"));
     }
     if whole[0] != 0 {
@@ -58,8 +58,7 @@ fn decoded<M: Message + Default>(mut whole: Bytes) -> Result<M, Status> {
         refused.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
         return Err(refused);
     }
-    whole.advance(PREFIX);
-    M::decode(whole).map_err(|error| Status::internal(error.to_string()))
+    M::decode(&whole[PREFIX..]).map_err(|error| Status::internal(error.to_string()))
 }
 
 /// Three quarters of the call's grpc-timeout, so that an answer by policy still reaches the caller in time.

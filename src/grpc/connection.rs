@@ -72,10 +72,10 @@ where
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, reply)))) if request.uri().path() == METHOD => {
                     let within = time_left(request.headers());
-                    calls.push(Call { within, body: Received(request.into_body()), reading: Reading::default(), reply });
+                    calls.push(Call { within, body: Received::new(request.into_body()), reading: Reading::default(), reply });
                 }
                 Poll::Ready(Some(Ok((request, reply)))) => {
-                    let response = services.other(request.map(|body| OtherBody::new(Received(body))));
+                    let response = services.other(request.map(|body| OtherBody::new(Received::new(body))));
                     tokio::spawn(async move { stream(reply, response.await).await });
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
@@ -177,27 +177,39 @@ async fn send_data(sending: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(
     Ok(())
 }
 
-/// The body of a request. What is read makes room for more.
-struct Received(RecvStream);
+/// The body of a request. What is read of it makes room for more; its end needs none, and h2 takes care of the connection's.
+struct Received {
+    stream: RecvStream,
+    ended: bool,
+}
+
+impl Received {
+    fn new(stream: RecvStream) -> Self {
+        Self { stream, ended: false }
+    }
+}
 
 impl Body for Received {
     type Data = Bytes;
     type Error = h2::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let Self(received) = &mut *self;
-        match ready!(received.poll_data(cx)) {
+        let Self { stream, ended } = &mut *self;
+        match ready!(stream.poll_data(cx)) {
             Some(Ok(data)) => {
-                let _ = received.flow_control().release_capacity(data.len());
+                *ended = stream.is_end_stream();
+                if !*ended {
+                    let _ = stream.flow_control().release_capacity(data.len());
+                }
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Some(Err(error)) => Poll::Ready(Some(Err(error))),
-            None => received.poll_trailers(cx).map(|trailers| trailers.transpose().map(|trailers| trailers.map(Frame::trailers))),
+            None => stream.poll_trailers(cx).map(|trailers| trailers.transpose().map(|trailers| trailers.map(Frame::trailers))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.ended
     }
 }
 

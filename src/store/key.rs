@@ -8,8 +8,9 @@ use smallvec::SmallVec;
 use crate::hit::{Counter, escape};
 use crate::limit::Algorithm;
 
-/// To be raised with every change of the key's or a counter's layout, so that two versions never misread each other.
-const LAYOUT_VERSION: &str = "1";
+/// The layout's version and the tag's brace. To be raised with every change of the key's or a counter's layout, so that two
+/// versions never misread each other.
+const HEAD: &str = "1{";
 
 /// A domain, a client or an action longer than this, in bytes, stands as its hash.
 const KEY_MAX: usize = 256;
@@ -21,8 +22,7 @@ pub(super) type Key = SmallVec<[u8; 96]>;
 pub(super) fn encode(prefix: &str, counter: &Counter<'_>) -> Key {
     let mut key = Key::new();
     push(&mut key, prefix);
-    push(&mut key, LAYOUT_VERSION);
-    push(&mut key, "{");
+    push(&mut key, HEAD);
     let domain = key.len();
     escape(counter.domain, |part| push(&mut key, part));
     shorten(&mut key, domain);

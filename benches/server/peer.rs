@@ -1,0 +1,53 @@
+//! Another server of Envoy's protocol, which is none of this repository's: `PEER` is the shell command that runs it. In it
+//! `{grpc}` stands for the port to serve on, and `{redis}` for Redis's. It has to count the domain `api` by `client`, 100 a
+//! minute, and its ways of counting are its own affair.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::load::{SERVER_CORE, pin};
+use crate::support::redis::RedisServer;
+
+/// A peer that runs, killed when dropped.
+pub struct Peer {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+/// How long it may take to listen.
+const START_MAX: Duration = Duration::from_secs(20);
+
+/// The command that runs it, if there is one to be measured.
+pub fn command() -> Option<String> {
+    std::env::var("PEER").ok()
+}
+
+impl Peer {
+    pub fn start(command: &str, redis: &RedisServer) -> Self {
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).unwrap();
+        let command = command.replace("{grpc}", &address.port().to_string()).replace("{redis}", &redis.port().to_string());
+        // exec: the shell's process is the server's.
+        let child = Command::new("sh").args(["-c", &format!("exec {command}")]).spawn().unwrap();
+        let peer = Self { child, address };
+        let started = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            assert!(started.elapsed() < START_MAX, "`{command}` does not listen on {address}");
+            thread::sleep(Duration::from_millis(50));
+        }
+        pin(peer.pid(), SERVER_CORE);
+        peer
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
