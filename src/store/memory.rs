@@ -17,7 +17,7 @@ use super::key::{self, Key};
 use crate::hit::{Hit, Verdict};
 use crate::limit::Algorithm;
 use crate::metrics::StoreSeries;
-use shard::Shard;
+use shard::{Popped, Shard};
 
 /// Counters in this process, shared by all its threads.
 pub struct Memory {
@@ -45,11 +45,17 @@ const SHARDS_MAX: usize = 64;
 /// A shard is worth its own lock from so many counters on.
 const COUNTERS_PER_SHARD_MIN: usize = 1_024;
 
+/// The most counters that a request looks at, for each of its own, in a shard that is full. Those that were hit again since they
+/// were last looked at stay: a thirty-second of a shard's counters, at worst, is held above its bound until later requests have
+/// looked at all of them.
+const LOOKS_MAX: usize = 32;
+
 /// The most counters that a sweep looks at under one hold of a shard's lock.
 const SWEEP_MAX: usize = 256;
 
 impl Memory {
-    /// A store of at most `counters_max` counters (a request's own are let in first and the surplus goes after it).
+    /// A store of at most `counters_max` counters. (A request's own are let in first, and the surplus goes after it; a few above
+    /// the bound may stay a while, so that no request has to look at many.)
     pub fn new(counters_max: usize, clock: Clock, series: StoreSeries) -> Self {
         let counters_max = counters_max.max(1);
         let shards = (counters_max / COUNTERS_PER_SHARD_MIN).clamp(1, SHARDS_MAX);
@@ -80,18 +86,11 @@ impl Memory {
             })
             .collect();
         let verdict = decide(hits, &places, &mut counters, now);
+        let looks = LOOKS_MAX * homes.len();
         for (home, counter) in homes.into_iter().zip(counters) {
             shards[home.shard].put(home, counter.state, now);
         }
-        for shard in &mut shards {
-            while shard.len() > self.counters_per_shard {
-                // Only a counter that still holds hits is a loss.
-                if !shard.drop_expired(now) {
-                    shard.evict_first();
-                    self.series.evictions.increment(1);
-                }
-            }
-        }
+        shards.iter_mut().for_each(|shard| self.trim(shard, now, looks));
         verdict
     }
 
@@ -104,6 +103,21 @@ impl Memory {
             held += shard.lock().len();
         }
         self.series.counters.set(held as f64);
+    }
+
+    /// Lets what is above the shard's bound go, the counters that expire first, after so many looks at the latest.
+    fn trim(&self, shard: &mut Shard, now: u64, looks: usize) {
+        for _ in 0..looks {
+            if shard.len() <= self.counters_per_shard {
+                return;
+            }
+            // Only a counter that still holds hits is a loss.
+            if let Some(Popped::Gone(expiry)) = shard.pop_first(u64::MAX)
+                && expiry > now
+            {
+                self.series.evictions.increment(1);
+            }
+        }
     }
 
     /// How many counters are held.
@@ -203,6 +217,31 @@ mod tests {
         memory.decide(std::slice::from_ref(&again));
         memory.decide(&[hit("third", Window::MINUTE)]);
         assert!(memory.decide(&[hit("other", Window::MINUTE)]).admitted, "it went, though `again` was there before it");
+    }
+
+    #[test]
+    fn a_full_store_passes_over_many_counters_that_were_hit_again_in_many_requests() {
+        let (memory, clock) = store(1_000);
+        let clients: Vec<&'static str> = (0..2_000).map(|number| &*String::leak(format!("client-{number}"))).collect();
+        let again = |client| Hit { limit: Limit::from(9), ..hit(client, Window::HOUR) };
+        for _ in 0..2 {
+            for client in &clients[..999] {
+                memory.decide(&[again(client)]);
+                clock.step(1);
+            }
+        }
+        memory.decide(&[hit("first", Window::MINUTE)]);
+        // A look for each of 1,000 that are noted too early: as many requests as that takes, 32 at a time.
+        let mut most = 0;
+        for client in &clients[999..1_100] {
+            memory.decide(&[again(client)]);
+            most = most.max(memory.len());
+        }
+        assert!((1_002..=1_000 + 1_000 / LOOKS_MAX + 1).contains(&most), "{most}");
+        assert_eq!(memory.len(), 1_000);
+        // In the order of expiry all the same: first the minute's, then those that were hit first the second time.
+        let held = |client| memory.decide(&[Hit { cost: Cost::take(0), ..again(client) }]).tallies[0].used;
+        assert_eq!((held("first"), held(clients[0]), held(clients[99]), held(clients[100])), (0, 0, 0, 2));
     }
 
     #[test]

@@ -30,8 +30,9 @@ struct Slot {
 }
 
 /// What came of the note that was first in the order of expiry.
-enum Popped {
-    Gone,
+pub(super) enum Popped {
+    /// The counter is gone, which expires, or has expired, at this time.
+    Gone(u64),
     /// The counter was hit again since it was noted.
     Later,
 }
@@ -64,28 +65,13 @@ impl Shard {
         }
     }
 
-    /// Lets the counter go that expires first, if there is any.
-    pub fn evict_first(&mut self) {
-        while let Some(Popped::Later) = self.pop_first(u64::MAX) {}
-    }
-
     /// Lets counters go that have expired by now, after `most` looks at the latest. Says whether that was not enough.
     pub fn sweep(&mut self, now: u64, most: usize) -> bool {
         (0..most).all(|_| self.pop_first(now).is_some())
     }
 
-    /// Whether the counter that expires first has expired by now; then it is let go.
-    pub fn drop_expired(&mut self, now: u64) -> bool {
-        loop {
-            match self.pop_first(now) {
-                Some(Popped::Later) => {}
-                popped => return popped.is_some(),
-            }
-        }
-    }
-
     /// Looks at what is noted to expire first, if that is by `time`: removes the counter, or notes its later expiry.
-    fn pop_first(&mut self, time: u64) -> Option<Popped> {
+    pub fn pop_first(&mut self, time: u64) -> Option<Popped> {
         let Reverse((noted, place)) = self.expiries.peek().copied()?;
         if noted > time {
             return None;
@@ -101,6 +87,6 @@ impl Shard {
         {
             entry.remove();
         }
-        Some(Popped::Gone)
+        Some(Popped::Gone(expiry))
     }
 }
