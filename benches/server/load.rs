@@ -37,7 +37,7 @@ impl Load {
     /// So many requests in flight, of one descriptor with one entry, for 100,000 clients.
     pub fn in_flight(requests: u32) -> Self {
         let connections = requests.min(4);
-        Self { connections, streams: requests / connections, clients: 100_000, descriptors: &["client={client}"], seconds: 2.0 }
+        Self { connections, streams: requests / connections, clients: 100_000, descriptors: &["client={client}"], seconds: 1.0 }
     }
 
     /// Panics where a request has no answer: figures of a server that fails say nothing.

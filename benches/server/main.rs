@@ -6,7 +6,7 @@
 //!
 //! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores passing peer`; all of them take some
 //! minutes. `peer` needs another server: see peer.rs.
-//! `ROUNDS` (5) and `TAIL_SECONDS` (20) make it longer.
+//! `ROUNDS` (10) and `TAIL_SECONDS` (20) make it longer.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
 
 use std::fs;
@@ -122,16 +122,14 @@ fn server(rules: &str, more: &[&str]) -> Ratelimitd {
 /// Rounds of the yardstick and a server of ours, one after the other, each with the same load. `between` is called before
 /// each of ours.
 fn rounds(load: &Load, rules: &str, more: &[&str], between: impl Fn()) -> Vec<(Seen, Seen)> {
+    let (yardstick, ours) = (Yardstick::start(), server(rules, more));
+    pin(yardstick.pid(), SERVER_CORE);
     let round = |_| {
-        let yardstick = Yardstick::start();
-        pin(yardstick.pid(), SERVER_CORE);
         let bare = load.run(yardstick.address, yardstick.pid());
-        drop(yardstick);
         between();
-        let ours = server(rules, more);
         (bare, load.run(ours.grpc(), ours.pid()))
     };
-    (0..number("ROUNDS", 5)).map(round).collect()
+    (0..number("ROUNDS", 10)).map(round).collect()
 }
 
 fn cpu_row(what: &str, rounds: &[(Seen, Seen)], aim: impl std::fmt::Display) {
@@ -233,7 +231,7 @@ fn beside_a_peer() {
             let server = server(rules, &more);
             measured(server.grpc(), server.pid())
         };
-        let rounds: Vec<_> = (0..number("ROUNDS", 5)).map(|_| [theirs(), ours(&log), ours(&fixed)]).collect();
+        let rounds: Vec<_> = (0..number("ROUNDS", 10)).map(|_| [theirs(), ours(&log), ours(&fixed)]).collect();
         println!(
             "\n| Redis, {in_flight} in flight: CPU, us a request | the peer | ratelimitd by a log | beside it | by fixed windows | beside it |"
         );
