@@ -69,7 +69,10 @@ fn compare_calls() {
     }
     let compiler = Command::new("rustc").arg("--version").output().unwrap().stdout;
     let comparable = cfg!(target_arch = "x86_64") && compiler.starts_with(COMPILER.as_bytes());
-    assert!(dearer.is_empty() || !comparable, "dearer than they were: {dearer:?}");
+    if !comparable {
+        return println!("not compared: what is written down is of {COMPILER}x on x86-64");
+    }
+    assert!(dearer.is_empty(), "dearer than they were: {dearer:?}");
 }
 
 fn compare_matching() {

@@ -117,7 +117,7 @@ pub struct ServeArgs {
     #[arg(long, env = "FALLBACK_SHARE", value_name = "SHARE", default_value = "1", value_parser = share)]
     fallback_share: f64,
 
-    /// The most counters held in memory; beyond, those that expire first go
+    /// The most counters held in memory (for some requests a few more); beyond, those that expire first go
     #[arg(long, env = "MAX_COUNTERS", value_name = "NUMBER", default_value = "1000000", value_parser = positive)]
     max_counters: usize,
 

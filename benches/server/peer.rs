@@ -1,6 +1,6 @@
-//! Another server of Envoy's protocol, which is none of this repository's: `PEER` is the shell command that runs it. In it
-//! `{grpc}` stands for the port to serve on, and `{redis}` for Redis's. It has to count the domain `api` by `client`, 100 a
-//! minute, and its ways of counting are its own affair.
+//! Another server of Envoy's protocol, which is none of this repository's: `PEER` is the command that runs it, one program with
+//! its arguments. In it `{grpc}` stands for the port to serve on, and `{redis}` for Redis's. It has to count the domain `api` by
+//! `client`, 100 a minute, and its ways of counting are its own affair.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command};

@@ -41,7 +41,8 @@ impl Reading {
                 let why = format!("a request of {length} bytes; at most {bytes_max} are accepted (MAX_REQUEST_BYTES)");
                 return Poll::Ready(Err(Status::out_of_range(why)));
             }
-            if body.is_end_stream() {
+            // What is more than one message is not read to its end: there need not be one.
+            if body.is_end_stream() || length(whole).is_some_and(|length| whole.len() > PREFIX + length) {
                 break;
             }
         }
@@ -132,22 +133,29 @@ mod tests {
         assert_eq!(time_left(&HeaderMap::new()), None);
     }
 
-    /// A body of these frames.
-    struct Frames(VecDeque<Frame<Bytes>>);
+    /// A body of these frames, and then of nothing for ever, or the end.
+    struct Frames {
+        frames: VecDeque<Frame<Bytes>>,
+        end: bool,
+    }
 
     impl Body for Frames {
         type Data = Bytes;
         type Error = Infallible;
 
         fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-            Poll::Ready(self.0.pop_front().map(Ok))
+            match self.frames.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None if self.end => Poll::Ready(None),
+                None => Poll::Pending,
+            }
         }
     }
 
     fn read(frames: &[&[u8]], bytes_max: usize) -> Result<RateLimitRequest, Status> {
         let trailers = Frame::trailers(HeaderMap::new());
         let frames = frames.iter().map(|bytes| Frame::data(Bytes::copy_from_slice(bytes))).chain([trailers]).collect();
-        match Reading::default().poll(&mut Context::from_waker(Waker::noop()), &mut Frames(frames), bytes_max) {
+        match Reading::default().poll(&mut Context::from_waker(Waker::noop()), &mut Frames { frames, end: true }, bytes_max) {
             Poll::Ready(read) => read,
             Poll::Pending => panic!("nothing is awaited but frames, which are there"),
         }
@@ -180,6 +188,14 @@ mod tests {
         }
         assert_eq!(code(&[&bytes, &bytes], 100), Code::Internal, "two");
         assert_eq!(code(&[&bytes], bytes.len() - PREFIX - 1), Code::OutOfRange);
+        // Bytes after a message are refused, whether or not there is an end to them.
+        let frames = [&bytes[..], &[0]].map(Bytes::copy_from_slice).map(Frame::data).into();
+        let endless = Reading::default().poll::<RateLimitRequest, _>(
+            &mut Context::from_waker(Waker::noop()),
+            &mut Frames { frames, end: false },
+            100,
+        );
+        assert!(matches!(endless, Poll::Ready(Err(status)) if status.code() == Code::Internal));
         // It is refused when its length is known, before the rest has come.
         assert_eq!(code(&[&[0, 255, 255, 255, 255]], 100), Code::OutOfRange);
         let compressed = [&[1], &bytes[1..]].concat();

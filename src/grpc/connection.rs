@@ -2,6 +2,7 @@
 //! tasks. Almost every call is for one unary method, whose reply is three frames; the other services' bodies are streams.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -108,10 +109,12 @@ impl Call {
             Poll::Ready(Ok(message)) => message,
         };
         let mut answer = services.should_rate_limit(message, self.within);
-        match answer.as_mut().poll(&mut nobody) {
-            Poll::Ready(answer) => send(self.reply, answer),
+        // A panic is to end this call, as it would in a task, and no other one of the connection.
+        match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut nobody))) {
+            Ok(Poll::Ready(answer)) => send(self.reply, answer),
             // The task polls it anew, with a waker of its own.
-            Poll::Pending => drop(tokio::spawn(send_later(self.reply, answer))),
+            Ok(Poll::Pending) => drop(tokio::spawn(send_later(self.reply, answer))),
+            Err(_) => send(self.reply, Err(Status::internal("a mistake in the server: its log says more"))),
         }
         None
     }
@@ -147,8 +150,12 @@ fn send(mut reply: SendResponse<Bytes>, answer: Result<Bytes, Status>) {
 /// Sends a response of any length, as fast as the client takes it, until it has given the call up.
 async fn stream(mut reply: SendResponse<Bytes>, response: Response<OtherBody>) -> Result<(), h2::Error> {
     let (head, mut body) = response.into_parts();
-    let mut sending = reply.send_response(Response::from_parts(head, ()), body.is_end_stream())?;
-    while !body.is_end_stream() {
+    let is_empty = body.is_end_stream();
+    let mut sending = reply.send_response(Response::from_parts(head, ()), is_empty)?;
+    if is_empty {
+        return Ok(());
+    }
+    loop {
         let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Ok(frame)),
             Poll::Pending => sending.poll_reset(cx).map(|reason| Err(reason.map_or_else(|error| error, h2::Error::from))),
@@ -163,21 +170,20 @@ async fn stream(mut reply: SendResponse<Bytes>, response: Response<OtherBody>) -
             None => return sending.send_data(Bytes::new(), true),
         }
     }
-    Ok(())
 }
 
 async fn send_data(sending: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
     while !data.is_empty() {
         sending.reserve_capacity(data.len());
-        // None: the call is over.
-        let Some(room) = poll_fn(|cx| sending.poll_capacity(cx)).await else { return Ok(()) };
-        let room = room?.min(data.len());
+        let room = poll_fn(|cx| sending.poll_capacity(cx)).await;
+        let room = room.unwrap_or(Err(Reason::CANCEL.into()))?.min(data.len());
         sending.send_data(data.split_to(room), false)?;
     }
     Ok(())
 }
 
-/// The body of a request. What is read of it makes room for more; its end needs none, and h2 takes care of the connection's.
+/// The body of a request. What is read of it makes room for more. Its last frame needs none on its stream, and is given back to
+/// the connection's window when the call is answered.
 struct Received {
     stream: RecvStream,
     ended: bool,

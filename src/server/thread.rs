@@ -151,7 +151,10 @@ async fn serve_grpc(services: Services, mut incoming: Incoming, draining: watch:
     loop {
         let connection = tokio::select! {
             connection = std::future::poll_fn(|cx| incoming.poll(cx)) => connection,
-            Some(_) = open.join_next() => continue,
+            Some(ended) = open.join_next() => {
+                ended.unwrap_or_else(|error| error!(%error, "a gRPC connection was lost"));
+                continue;
+            }
             () = drained(draining.clone()) => None,
         };
         let Some(connection) = connection else { break };

@@ -26,6 +26,9 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection/ServerReflectionIn
 /// What a client lets the server send ahead by default, of a stream and of all.
 const WINDOW: u32 = 65_535;
 
+/// By then what was sent is written: what is reset before is not.
+const WRITTEN: Duration = Duration::from_millis(50);
+
 /// A connection, and the runtime that drives it.
 struct Connection {
     runtime: Runtime,
@@ -145,9 +148,8 @@ fn a_call_that_is_given_up_before_its_message_is_whole_counts_nothing() {
         for (at, (_, sending)) in given_up.iter_mut().enumerate() {
             sending.send_data(message.slice(..at % message.len()), false).unwrap();
         }
-        for (_, sending) in &mut given_up {
-            sending.send_reset(Reason::CANCEL);
-        }
+        std::thread::sleep(WRITTEN);
+        given_up.iter_mut().for_each(|(_, sending)| sending.send_reset(Reason::CANCEL));
     }
     assert_eq!(connection.ask(message).statuses[0].limit_remaining, 999);
 }
@@ -181,14 +183,15 @@ fn calls_given_up_while_the_server_stands_still_cost_no_connection() {
     let message = framed(&asked("x", 1));
     assert_eq!(connection.ask(message.clone()).statuses[0].limit_remaining, 999);
     server.signal("STOP");
-    for _ in 0..500 {
-        let (_, mut sending) = connection.call(METHOD);
-        sending.send_data(message.clone(), true).unwrap();
-        sending.send_reset(Reason::CANCEL);
+    for _ in 0..5 {
+        let mut given_up: Vec<_> = (0..100).map(|_| connection.call(METHOD)).collect();
+        given_up.iter_mut().for_each(|(_, sending)| sending.send_data(message.clone(), true).unwrap());
+        std::thread::sleep(WRITTEN);
+        given_up.iter_mut().for_each(|(_, sending)| sending.send_reset(Reason::CANCEL));
     }
     server.signal("CONT");
     let left = connection.ask(message).statuses[0].limit_remaining;
-    assert!((498..=998).contains(&left), "{left}: each of them once at most");
+    assert!((498..998).contains(&left), "{left}: each of them once at most, and some were seen");
 }
 
 #[test]
