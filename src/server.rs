@@ -73,6 +73,10 @@ pub enum ServerError {
 /// How often expired counters are swept out of memory, and recorded times folded into their histograms.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Where many counters have expired at once, a sweep leaves the processor to others now and then, of so many steps.
+const SWEEP_STEPS: usize = 4;
+const SWEEP_PAUSE: Duration = Duration::from_millis(1);
+
 impl Server {
     /// Loads the rules, binds every listener, and starts the threads. To be called in the runtime that goes on to `run`.
     ///
@@ -215,7 +219,11 @@ async fn keep_up(memory: Arc<Memory>, store: Store, metrics: Arc<Metrics>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        memory.sweep();
+        for (step, ()) in memory.sweeps().enumerate() {
+            if step % SWEEP_STEPS == 0 {
+                sleep(SWEEP_PAUSE).await;
+            }
+        }
         store.sweep_leases();
         metrics.upkeep();
     }

@@ -37,7 +37,7 @@ const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const STATUS_OK: HeaderValue = HeaderValue::from_static("0");
 
-/// A call for the method whose message is not read yet.
+/// A call for the method whose message is not read yet. Each wake of the connection reads on in all of them: STREAMS_MAX at most.
 struct Call {
     within: Option<Duration>,
     body: Received,
@@ -88,6 +88,9 @@ where
                     if calls.len() == before {
                         return Poll::Pending;
                     }
+                    // Written at once. What has come meanwhile takes its turn behind the thread's other connections.
+                    cx.waker().wake_by_ref();
+                    return connection.poll_closed(cx);
                 }
             }
         }

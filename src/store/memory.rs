@@ -94,15 +94,29 @@ impl Memory {
         verdict
     }
 
-    /// Lets counters go whose hits have all left, a few under each hold of a lock, and measures how many are held.
+    /// Lets counters go whose hits have all left, and measures how many are held.
     pub fn sweep(&self) {
+        self.sweeps().for_each(drop);
+    }
+
+    /// The same in steps, a few counters each, under one hold of a lock; whoever has others to think of rests between them.
+    pub fn sweeps(&self) -> impl Iterator<Item = ()> {
         let now = self.clock.now();
+        let mut shards = self.shards.iter().peekable();
         let mut held = 0;
-        for shard in &self.shards {
-            while shard.lock().sweep(now, SWEEP_MAX) {}
-            held += shard.lock().len();
-        }
-        self.series.counters.set(held as f64);
+        std::iter::from_fn(move || {
+            while let Some(shard) = shards.peek() {
+                let mut shard = shard.lock();
+                if shard.sweep(now, SWEEP_MAX) {
+                    return Some(());
+                }
+                held += shard.len();
+                drop(shard);
+                shards.next();
+            }
+            self.series.counters.set(held as f64);
+            None
+        })
     }
 
     /// Lets what is above the shard's bound go, the counters that expire first, after so many looks at the latest.
