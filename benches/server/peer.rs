@@ -1,6 +1,13 @@
 //! Another server of Envoy's protocol, which is none of this repository's: `PEER` is the command that runs it, one program with
 //! its arguments. In it `{grpc}` stands for the port to serve on, and `{redis}` for Redis's. It has to count the domain `api` by
-//! `client`, 100 a minute, and its ways of counting are its own affair.
+//! `client`, 100 a minute, and its ways of counting are its own affair. envoyproxy/ratelimit, whose rules file is
+//! DIR/ratelimit/config/rules.yaml:
+//!
+//! ```text
+//! PEER='env RUNTIME_ROOT=DIR RUNTIME_SUBDIRECTORY=ratelimit RUNTIME_WATCH_ROOT=false GRPC_PORT={grpc} PORT=0 DEBUG_PORT=0
+//!     REDIS_SOCKET_TYPE=tcp REDIS_URL=127.0.0.1:{redis} USE_STATSD=false USE_PROMETHEUS=true PROMETHEUS_ADDR=127.0.0.1:0
+//!     LOG_LEVEL=error GOMAXPROCS=1 PATH_OF/ratelimit'
+//! ```
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command};
