@@ -7,18 +7,17 @@
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 
 use distributed_rate_limiter::config::{self, LoadOptions};
 use distributed_rate_limiter::descriptor::{Descriptor, Entry, Request, RequestBounds};
 use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest, rate_limit_descriptor};
-use distributed_rate_limiter::grpc::{Door, ReplyOptions, Services};
-use distributed_rate_limiter::hit::FailurePolicy;
-use distributed_rate_limiter::limiter::{Fallback, RateLimiter};
-use distributed_rate_limiter::metrics::Metrics;
-use distributed_rate_limiter::rules::{LiveRules, Rules};
-use distributed_rate_limiter::store::{Clock, Memory, Store};
+use distributed_rate_limiter::rules::Rules;
 use prost::Message;
+use services::{in_memory, services};
+
+/// The tests'.
+#[path = "../tests/it/support/services.rs"]
+mod services;
 
 /// A call, and the instructions that it took when this was last written: as released, and built as tests are, which CI compares.
 const CALLS: [(&str, f64, f64); 4] = [
@@ -27,6 +26,13 @@ const CALLS: [(&str, f64, f64); 4] = [
     ("two descriptors of two entries", 18_772.0, 192_869.0),
     ("no rule", 5_835.0, 47_865.0),
 ];
+
+/// What they are decided by.
+const CALLS_RULES: &str = "domain: bench\ndescriptors:\n\
+    - {key: client, rate_limit: {limit: 1000000, window: 1h}}\n\
+    - {key: denied, rate_limit: {limit: 1, window: 1h}}\n\
+    - {key: path, value: /v1/export, descriptors: [{key: client, rate_limit: {limit: 1000000, window: 1h}}]}\n\
+    - {key: path, descriptors: [{key: client, rate_limit: {limit: 1000000, window: 1h}}]}\n";
 
 /// The compiler that they are of, on x86-64. Others' figures are told, not compared.
 const COMPILER: &str = "rustc 1.95.";
@@ -131,7 +137,7 @@ fn calls(call: &str, rounds: usize) {
     };
     let requests: Vec<Vec<u8>> = (0..CLIENTS).map(request).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let services = services();
+    let services = services(CALLS_RULES, in_memory);
     let ask = |rounds| {
         runtime.block_on(async {
             for round in 0..rounds {
@@ -143,22 +149,6 @@ fn calls(call: &str, rounds: usize) {
     // All clients are known then, and what is made once is made.
     ask(CLIENTS);
     counted(|| ask(rounds));
-}
-
-fn services() -> Services {
-    let rules = "domain: bench\ndescriptors:\n\
-        - {key: client, rate_limit: {limit: 1000000, window: 1h}}\n\
-        - {key: denied, rate_limit: {limit: 1, window: 1h}}\n\
-        - {key: path, value: /v1/export, descriptors: [{key: client, rate_limit: {limit: 1000000, window: 1h}}]}\n\
-        - {key: path, descriptors: [{key: client, rate_limit: {limit: 1000000, window: 1h}}]}\n";
-    let metrics = Arc::new(Metrics::new().unwrap());
-    let rules = Arc::new(LiveRules::new(loaded(rules.to_owned()).counted_in(&metrics)));
-    let memory = Arc::new(Memory::new(1_000_000, Clock::System, metrics.store("memory")));
-    let fallback = Fallback { policy: FailurePolicy::Local, share: 1.0, memory: Arc::clone(&memory) };
-    let limiter = Arc::new(RateLimiter::new(rules, Store::Memory(memory), fallback, Arc::clone(&metrics)));
-    let door = Door::new(limiter, RequestBounds::default(), ReplyOptions::default(), metrics);
-    let (health, _) = tonic_health::server::health_reporter();
-    Services::new(door, health, 4 << 20).unwrap()
 }
 
 fn matching(kind: &str, count: usize, rounds: usize) {

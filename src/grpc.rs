@@ -1,6 +1,6 @@
-//! The gRPC door: Envoy's `RateLimitService` v3, health and reflection. It knows protobuf (the messages in `pb`, their
-//! meaning in `wire`, their JSON in `schema`) and nothing of rules or stores: a decoded request goes to the limiter, and
-//! its decision is encoded.
+//! The gRPC door: Envoy's `RateLimitService` v3, health and reflection. It knows HTTP/2 (`connection`) and protobuf (the
+//! messages in `pb`, their meaning in `wire`, their JSON in `schema`) and nothing of rules or stores: a decoded request goes
+//! to the limiter, and its decision is encoded.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

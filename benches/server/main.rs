@@ -215,7 +215,7 @@ fn with_redis() {
 
 /// Another server, and `ratelimitd` by a log and by fixed windows, in turn on one Redis.
 fn beside_a_peer() {
-    let Some(command) = peer::command() else { panic!("PEER is the shell command that runs the other server: see benches/server/peer.rs") };
+    let Some(command) = peer::command() else { panic!("PEER is the command that runs the other server: see benches/server/peer.rs") };
     let redis = redis_on_its_core();
     let url = redis.url();
     let more = [&["--redis-url", url.as_str()][..], &PATIENT].concat();

@@ -1,19 +1,13 @@
 //! How often a call allocates, counted; docs/performance.md says what for. Counts are the same in any build and on any machine.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use allocation_counter::measure;
 use bytes::Bytes;
-use distributed_rate_limiter::config::{self, LoadOptions};
-use distributed_rate_limiter::descriptor::RequestBounds;
 use distributed_rate_limiter::grpc::pb::{RateLimitDescriptor, RateLimitRequest};
-use distributed_rate_limiter::grpc::{Door, ReplyOptions, Services, connection};
-use distributed_rate_limiter::hit::FailurePolicy;
-use distributed_rate_limiter::limiter::{Fallback, RateLimiter};
-use distributed_rate_limiter::metrics::{Metrics, RedisSeries, StoreSeries};
-use distributed_rate_limiter::rules::LiveRules;
-use distributed_rate_limiter::store::{Clock, Memory, Redis, RedisOptions, Store};
+use distributed_rate_limiter::grpc::{Services, connection};
+use distributed_rate_limiter::metrics::RedisSeries;
+use distributed_rate_limiter::store::{Redis, RedisOptions, Store};
 use futures_util::future::join_all;
 use prost::Message;
 use tokio::runtime::Runtime;
@@ -21,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::support::grpc::{descriptor, request};
 use crate::support::redis::RedisServer;
+use crate::support::services::{in_memory, services};
 
 const RULES: &str = "domain: d
 descriptors:
@@ -30,21 +25,6 @@ descriptors:
 ";
 
 const ROUNDS: usize = 100;
-
-fn services(store: Store) -> Services {
-    let metrics = Arc::new(Metrics::new().unwrap());
-    let loaded = config::parse(&[("r.yaml".into(), RULES.to_owned())], LoadOptions::default());
-    let rules = Arc::new(LiveRules::new(loaded.map_err(|problems| problems.to_string()).unwrap().rules.counted_in(&metrics)));
-    let fallback = Fallback { policy: FailurePolicy::Error, share: 1.0, memory: memory() };
-    let limiter = Arc::new(RateLimiter::new(rules, store, fallback, Arc::clone(&metrics)));
-    let door = Door::new(limiter, RequestBounds::default(), ReplyOptions::default(), metrics);
-    let (health, _) = tonic_health::server::health_reporter();
-    Services::new(door, health, 1 << 20).unwrap()
-}
-
-fn memory() -> Arc<Memory> {
-    Arc::new(Memory::new(100_000, Clock::System, StoreSeries::detached()))
-}
 
 fn asking(descriptors: &[&[(&str, &str)]]) -> Vec<u8> {
     let descriptors: Vec<RateLimitDescriptor> = descriptors.iter().map(|entries| descriptor(entries)).collect();
@@ -117,7 +97,7 @@ fn a_call_allocates_no_more_than_is_written_down() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let redis_server = RedisServer::start();
     let redis = Redis::new(&RedisOptions::new(redis_server.url(), Duration::from_secs(5)), RedisSeries::detached()).unwrap();
-    let (in_memory, with_redis) = (services(Store::Memory(memory())), services(Store::Redis(redis)));
+    let (with_memory, with_redis) = (services(RULES, in_memory), services(RULES, |_| Store::Redis(redis)));
     let (path, client) = (("path", "/v1/export"), ("client", "alice"));
     // In memory; the same over HTTP/2, 16 together; with Redis, alone and 32 together.
     for (what, message, written) in [
@@ -127,8 +107,8 @@ fn a_call_allocates_no_more_than_is_written_down() {
         ("no rule", asking(&[&[("nobody", "alice")]]), [9.0, 15.0, 9.0, 9.0]),
     ] {
         let counted = [
-            of_a_call(&runtime, &in_memory, &message, 1),
-            over_http2(&in_memory, &message, 16),
+            of_a_call(&runtime, &with_memory, &message, 1),
+            over_http2(&with_memory, &message, 16),
             of_a_call(&runtime, &with_redis, &message, 1),
             of_a_call(&runtime, &with_redis, &message, 32),
         ];

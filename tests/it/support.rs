@@ -10,3 +10,4 @@ pub mod proxy;
 pub mod ratelimitd;
 pub mod redis;
 pub mod sentinel;
+pub mod services;
