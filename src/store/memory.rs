@@ -75,19 +75,17 @@ impl Memory {
         let mut shards = self.lock(&mut homes);
         // Read under the locks: a counter never sees an earlier time after a later one.
         let now = self.clock.now();
-        let mut counters: SmallVec<[Held; 2]> = homes
-            .iter_mut()
-            .map(|home| {
-                let (slot, state) = shards[home.shard].take(home.hash, &home.key).unzip();
-                home.slot = slot;
-                let mut state = state.unwrap_or_else(|| State::new(home.algorithm));
-                state.settle(now, home.window);
-                Held::new(state)
-            })
-            .collect();
+        let mut counters: SmallVec<[Held; 2]> = SmallVec::with_capacity(homes.len());
+        for home in &mut homes {
+            let (slot, state) = shards[home.shard].take(home.hash, &home.key).unzip();
+            home.slot = slot;
+            let mut state = state.unwrap_or_else(|| State::new(home.algorithm));
+            state.settle(now, home.window);
+            counters.push(Held::new(state));
+        }
         let verdict = decide(hits, &places, &mut counters, now);
         let looks = LOOKS_MAX * homes.len();
-        for (home, counter) in homes.into_iter().zip(counters) {
+        for (home, counter) in homes.iter().zip(counters) {
             shards[home.shard].put(home, counter.state, now);
         }
         shards.iter_mut().for_each(|shard| self.trim(shard, now, looks));

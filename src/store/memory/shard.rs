@@ -51,7 +51,7 @@ impl Shard {
     }
 
     /// Puts a counter back. An empty one gets no new slot; a slot goes only when its time comes.
-    pub fn put(&mut self, home: Home, state: State, now: u64) {
+    pub fn put(&mut self, home: &Home, state: State, now: u64) {
         match home.slot.and_then(|place| self.slots.get_mut(place)) {
             Some(slot) => slot.state = state,
             None if state.used(now, home.window) > 0 => {
