@@ -3,11 +3,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use tracing::Level;
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -25,9 +27,16 @@ pub enum ServeError {
     Runtime(#[from] io::Error),
 }
 
+/// Lines that wait for whoever reads the log. What finds no room is lost, and counted.
+const LOG_LINES_MAX: usize = 4_096;
+
+/// How often it is looked whether lines were lost.
+const LOSSES_TOLD_EVERY: Duration = Duration::from_secs(10);
+
 pub fn run(args: ServeArgs) -> Result<(), ServeError> {
     let (level, format) = args.log();
-    start_log(level, format);
+    // Held to the end, so that the last lines are still written.
+    let (_log, lost) = start_log(level, format);
     let settings = args.settle(|name| std::env::var(name).ok())?;
     // The control runtime: accepting, metrics, admin, reloads, sweeps. Requests have runtimes of their own.
     let control = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
@@ -43,6 +52,7 @@ pub fn run(args: ServeArgs) -> Result<(), ServeError> {
                 asked.notify_one();
             }
         });
+        tokio::spawn(tell_losses(lost));
         let shutdown = async move {
             std::future::poll_fn(|cx| {
                 let any = stop.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
@@ -57,7 +67,8 @@ pub fn run(args: ServeArgs) -> Result<(), ServeError> {
     served
 }
 
-fn start_log(level: LogLevel, format: LogFormat) {
+/// Starts the log, which a thread of its own writes: a terminal or a pipe that takes nothing more holds up no request.
+fn start_log(level: LogLevel, format: LogFormat) -> (WorkerGuard, ErrorCounter) {
     let level = match level {
         LogLevel::Error => Level::ERROR,
         LogLevel::Warn => Level::WARN,
@@ -65,11 +76,30 @@ fn start_log(level: LogLevel, format: LogFormat) {
         LogLevel::Debug => Level::DEBUG,
         LogLevel::Trace => Level::TRACE,
     };
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
+    let (stderr, guard) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES_MAX).thread_name("log").finish(io::stderr());
+    let lost = stderr.error_counter();
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(stderr).with_target(false);
     // It warns of each watch whose folder is gone, as after every swap of a ConfigMap. What matters it returns as an error.
     let heard = Targets::new().with_default(level).with_target("notify", LevelFilter::OFF);
     match format {
         LogFormat::Text => log.with_ansi(false).finish().with(heard).init(),
         LogFormat::Json => log.json().flatten_event(true).finish().with(heard).init(),
+    }
+    (guard, lost)
+}
+
+/// Says in the log how many lines it has lost, once there is room again.
+async fn tell_losses(lost: ErrorCounter) {
+    let mut told = 0;
+    loop {
+        tokio::time::sleep(LOSSES_TOLD_EVERY).await;
+        let lines = lost.dropped_lines();
+        if lines > told {
+            warn!(lines = lines - told, "lines of this log were lost: whoever reads it did not keep up");
+            // Where this one is lost as well, the next one tells of all of them.
+            if lost.dropped_lines() == lines {
+                told = lines;
+            }
+        }
     }
 }

@@ -31,6 +31,24 @@ fn it_starts_with_the_sample_rules_and_logs_each_address_and_the_rules_once() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_up_no_request_and_its_losses_are_told() {
+    let server = Ratelimitd::start(&["--log-level", "debug"]);
+    let client = Client::connect(server.grpc());
+    let unread = server.unread_log();
+    // At this level each request writes several lines: these are many times what the pipe and the server hold.
+    let asked = async {
+        for _ in 0..3_000 {
+            let request = request("api", vec![descriptor(&[("client", "a")])]);
+            client.service().should_rate_limit(request).await.unwrap();
+        }
+    };
+    client.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), asked).await }).expect("all are answered");
+    drop(unread);
+    let told = server.wait_for_log("lines of this log were lost");
+    assert!(told["lines"].as_u64().unwrap() > 1_000, "{told}");
+}
+
+#[test]
 fn health_is_told_for_the_server_and_the_service_and_nothing_else() {
     let server = Ratelimitd::start(&[]);
     let client = Client::connect(server.grpc());

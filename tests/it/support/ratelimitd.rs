@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ struct Log {
     lines: Mutex<Vec<Value>>,
     more: Condvar,
     ended: AtomicBool,
+    /// Whoever holds it keeps the log from being read.
+    reading: Mutex<()>,
 }
 
 /// Whatever is waited for, it comes within this or the test fails.
@@ -50,6 +52,7 @@ impl Ratelimitd {
         let (stderr, writer) = (child.stderr.take().unwrap(), Arc::clone(&log));
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                drop(writer.reading.lock().unwrap());
                 // A line that is not JSON (a panic's) is kept as text.
                 let line = serde_json::from_str(&line).unwrap_or(Value::String(line));
                 writer.lines.lock().unwrap().push(line);
@@ -100,6 +103,11 @@ impl Ratelimitd {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Nobody reads the log as long as this is held.
+    pub fn unread_log(&self) -> MutexGuard<'_, ()> {
+        self.log.reading.lock().unwrap()
     }
 
     /// All log lines so far.
