@@ -1,23 +1,30 @@
 //! HTTP/2 as no gRPC library would speak it: messages in pieces, calls given up half way, clients that take little at a
 //! time, or say nothing at all.
 
-use std::io::{ErrorKind, Read, Write};
+use std::future::pending;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use distributed_rate_limiter::grpc::connection;
 use distributed_rate_limiter::grpc::pb::rate_limit_response::Code;
 use distributed_rate_limiter::grpc::pb::{RateLimitRequest, RateLimitResponse};
+use distributed_rate_limiter::metrics::Metrics;
+use distributed_rate_limiter::store::{Clock, Memory, SteppedClock, Store};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Runtime;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::support::grpc::{Client, descriptor, request};
 use crate::support::ratelimitd::{Ratelimitd, rules_file};
+use crate::support::services::services;
 
 const RULES: &str = "domain: d\ndescriptors: [{key: k, rate_limit: {limit: 1000, window: 1h}}]\n";
 const METHOD: &str = "envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
@@ -59,11 +66,14 @@ fn framed(message: &impl Message) -> Bytes {
 
 impl Connection {
     fn open(server: &Ratelimitd, window: u32) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let address = server.grpc();
+        Self::over(tokio::net::TcpStream::connect(address), window)
+    }
+
+    fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: impl Future<Output = io::Result<T>>, window: u32) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let calls = runtime.block_on(async {
-            let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            let settings = h2::client::Builder::new().initial_window_size(window).handshake(stream);
+            let settings = h2::client::Builder::new().initial_window_size(window).handshake(stream.await.unwrap());
             let (calls, connection) = settings.await.unwrap();
             tokio::spawn(connection);
             calls.ready().await.unwrap()
@@ -211,4 +221,24 @@ fn what_is_no_http2_is_closed_and_who_says_nothing_does_not_hold_the_end_up() {
     assert!(server.wait_for_exit().success());
     assert!(!server.log().iter().any(|line| line["message"].as_str().is_some_and(|message| message.contains("still under way"))));
     drop(silent);
+}
+
+#[test]
+fn a_panic_ends_its_own_call_and_no_other_one_of_the_connection() {
+    // At the end of all time a hit can't be recorded: a sum overflows, which is a panic as tests are built.
+    let clock = SteppedClock::starting_at(u64::MAX);
+    let memory = |metrics: &Metrics| Store::Memory(Arc::new(Memory::new(10, Clock::Stepped(clock.clone()), metrics.store("memory"))));
+    let services = services(RULES, memory);
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let mut connection = Connection::over(async { Ok(far) }, WINDOW);
+    connection.runtime.spawn(async move { connection::serve(near, &services, pending()).await });
+    let (counted, not_counted) = (framed(&asked("x", 1)), framed(&request("d", vec![descriptor(&[("nobody", "x")])])));
+    let mut asked = [&counted, &not_counted, &counted].map(|message| (connection.call(METHOD), message));
+    asked.iter_mut().for_each(|((_, sending), message)| sending.send_data((*message).clone(), true).unwrap());
+    let answers = asked.map(|((response, _), _)| connection.answer(response));
+    // 13 is INTERNAL.
+    assert!([&answers[0], &answers[2]].iter().all(|answer| answer.headers["grpc-status"] == "13"));
+    assert_eq!(answers[1].decision().overall_code(), Code::Ok);
+    clock.set(1_000_000_000);
+    assert_eq!(connection.ask(counted).statuses[0].limit_remaining, 999, "the store is whole");
 }
