@@ -4,8 +4,8 @@
 //! slowest calls while rules are read and metrics scraped, one core beside two, and what a million clients that come once
 //! leave behind. docs/performance.md has the figures.
 //!
-//! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores passing peer`; all of them take some
-//! minutes. `peer` needs another server: see peer.rs.
+//! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores passing peer prototype`; all of them
+//! take some minutes. `peer` needs another server, `prototype` another script: see peer.rs and prototype.rs.
 //! `ROUNDS` (10) and `TAIL_SECONDS` (20) make it longer.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
 
@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use load::{LOAD_CORE, Load, SERVER_CORE, Seen, pin};
 use peer::Peer;
+use prototype::Script;
 use redis::Value;
 use redis_benchmark::Call;
 use support::process::resident;
@@ -28,6 +29,7 @@ use yardstick::Yardstick;
 mod footprint;
 mod load;
 mod peer;
+mod prototype;
 mod redis_benchmark;
 mod yardstick;
 
@@ -62,7 +64,7 @@ fn main() {
         [footprint::ROLE, algorithm, hits] => return footprint::fill(algorithm, hits.parse().unwrap()),
         _ => {}
     }
-    let parts: [(&str, fn()); 8] = [
+    let parts: [(&str, fn()); 9] = [
         ("memory", memory),
         ("redis", with_redis),
         ("flood", flood),
@@ -71,11 +73,17 @@ fn main() {
         ("cores", cores),
         ("passing", passing),
         ("peer", beside_a_peer),
+        ("prototype", beside_the_prototype),
     ];
     let unknown = args.iter().find(|asked| !parts.iter().any(|(name, _)| name == *asked));
     assert!(unknown.is_none(), "{unknown:?} is no part");
     assert!(thread::available_parallelism().unwrap().get() >= 2, "the server and the load need a core each");
-    let asked = |part: &str| args.contains(&part) || args.is_empty() && (part != "peer" || peer::command().is_some());
+    let can_run = |part: &str| match part {
+        "peer" => peer::command().is_some(),
+        "prototype" => prototype::path().is_some(),
+        _ => true,
+    };
+    let asked = |part: &str| args.contains(&part) || args.is_empty() && can_run(part);
     for (name, part) in parts {
         if asked(name) {
             part();
@@ -248,6 +256,23 @@ fn beside_a_peer() {
             let beside = |whose: usize| figures(&|round| round[whose][what] / round[0][what]).spread();
             println!("| {name} | {:.1} | {:.1} | {} | {:.1} | {} |", cpu(0), cpu(1), beside(1), cpu(2), beside(2));
         }
+    }
+}
+
+/// What a decision costs Redis by the prototype's script and by ours, in calls of as many hits, in turn.
+fn beside_the_prototype() {
+    let Some(path) = prototype::path() else { panic!("PROTOTYPE is the path of the script: see benches/server/prototype.rs") };
+    let redis = redis_on_its_core();
+    let url = redis.url();
+    let ours = Script::of(&server(&rules_file(RULES), &[&["--redis-url", url.as_str()][..], &PATIENT].concat()), &redis);
+    let scripts = [Script::prototype(&path, &redis), ours];
+    println!("\n| Redis: CPU, us a decision | the prototype's script | ours | ratio | at most |\n|---|---|---|---|---|");
+    for hits in [32, 176] {
+        let round = |_| [0, 1].map(|which: usize| scripts[which].cpu(&redis, 50_000 / hits, hits));
+        let rounds: Vec<[f64; 2]> = (0..number("ROUNDS", 10)).map(round).collect();
+        let figures = |of: fn(&[f64; 2]) -> f64| Figures(rounds.iter().map(of).collect());
+        let (theirs, ours) = (figures(|round| round[0]).median(), figures(|round| round[1]).median());
+        println!("| {hits} hits a call | {theirs:.1} | {ours:.1} | {} | 1.15 |", figures(|round| round[1] / round[0]).spread());
     }
 }
 

@@ -22,22 +22,10 @@ const CLIENTS: &str = "100000";
 impl Call {
     /// One that a server is seen to send.
     pub fn of(server: &Ratelimitd, redis: &RedisServer) -> Self {
-        let mut monitor = Command::new("redis-cli");
-        monitor.args(["-p", &redis.port().to_string(), "monitor"]).stdout(Stdio::piped());
-        let mut monitor = monitor.spawn().unwrap_or_else(|error| panic!("redis-cli can't be run ({error}): apt-get install redis-tools"));
-        let mut lines = BufReader::new(monitor.stdout.take().unwrap()).lines().map(Result::unwrap);
-        assert_eq!(lines.next().as_deref(), Some("OK"));
-        // It doesn't know the script any more, and is sent it whole.
-        redis.command(&["SCRIPT", "FLUSH"]);
-        Load { seconds: 0.1, ..Load::in_flight(1) }.run(server.grpc(), server.pid());
-        let call = lines.find(|line| line.contains(" \"EVAL\" ")).unwrap();
-        monitor.kill().unwrap();
-        monitor.wait().unwrap();
-        let [_, script, _, key, hit] = words(&call).try_into().unwrap();
+        let (script, key, hit) = seen(server, redis);
         let hit: String = hit.iter().map(|byte| format!("\\{byte:03}")).collect();
-        let script = format!("local ARGV = {{ '{hit}' }}\n{}", String::from_utf8(script).unwrap());
+        let script = format!("local ARGV = {{ '{hit}' }}\n{script}");
         let sha = redis::from_redis_value(redis.command(&["SCRIPT", "LOAD", &script])).unwrap();
-        let key = String::from_utf8(key).unwrap();
         let (before, after) = (key.split_once('|').unwrap().0, key.split_once('}').unwrap().1);
         Self { sha, key: format!("{before}|__rand_int__}}{after}") }
     }
@@ -61,6 +49,23 @@ impl Call {
         assert!(clients > 60_000, "each call was for a client of many: {clients}");
         1e6 * (redis.cpu() - before) / CALLS as f64
     }
+}
+
+/// The script that a server asks for, and of one call the key and the hit, encoded.
+pub fn seen(server: &Ratelimitd, redis: &RedisServer) -> (String, String, Vec<u8>) {
+    let mut monitor = Command::new("redis-cli");
+    monitor.args(["-p", &redis.port().to_string(), "monitor"]).stdout(Stdio::piped());
+    let mut monitor = monitor.spawn().unwrap_or_else(|error| panic!("redis-cli can't be run ({error}): apt-get install redis-tools"));
+    let mut lines = BufReader::new(monitor.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().as_deref(), Some("OK"));
+    // It doesn't know the script any more, and is sent it whole.
+    redis.command(&["SCRIPT", "FLUSH"]);
+    Load { seconds: 0.1, ..Load::in_flight(1) }.run(server.grpc(), server.pid());
+    let call = lines.find(|line| line.contains(" \"EVAL\" ")).unwrap();
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
+    let [_, script, _, key, hit] = words(&call).try_into().unwrap();
+    (String::from_utf8(script).unwrap(), String::from_utf8(key).unwrap(), hit)
 }
 
 /// The p50 of a script that does nothing, asked one by one, in microseconds.

@@ -1,6 +1,7 @@
 //! A real `redis-server` of a test's own: on a free loopback port, in a folder of its own, gone when dropped. It is
 //! required: a test that needs Redis fails where there is none. Nothing here knows what is stored in it.
 
+use std::fmt::Debug;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
@@ -10,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use redis::{Connection, Value};
+use redis::{Connection, ToRedisArgs, Value};
 
 /// A running server, killed by its handle on drop.
 pub struct RedisServer {
@@ -136,7 +137,7 @@ impl RedisServer {
     }
 
     /// Asks the server, past every store. Panics where it answers with an error.
-    pub fn command(&self, words: &[&str]) -> Value {
+    pub fn command<W: ToRedisArgs + Debug>(&self, words: &[W]) -> Value {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let mut command = redis::Cmd::new();
         for word in words {
