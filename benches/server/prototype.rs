@@ -27,7 +27,7 @@ impl Script {
     /// The one that a server is seen to ask for, by the hit that it sends.
     pub fn of(server: &Ratelimitd, redis: &RedisServer) -> Self {
         let (script, _, hit) = redis_benchmark::seen(server, redis);
-        Self { sha: load(&script, redis), hit, place_at: 5 }
+        Self { sha: load(&script, redis), hit, place_at: 6 }
     }
 
     pub fn prototype(path: &str, redis: &RedisServer) -> Self {

@@ -9,6 +9,7 @@
 --                           3: granted, as many as fit, to be spent until the end of a tick
 --            last           0: more hits of this descriptor follow; 1: the descriptor ends; 2: the request ends; 3: it ends, and
 --                           the reply says where its hits are recorded
+--            alone          1: no other hit of the batch is on its counter
 --            counter        2 bytes: its place in KEYS
 --          and 7 bytes each (all times in us):
 --            limit          what the counter may hold with it (of a bucket: the burst)
@@ -26,6 +27,9 @@
 --
 -- An algorithm is a table of functions on a counter's state, made when a batch first needs it:
 --   load(key, window)          the state as of now, or nil and why not
+--   take(key, window, limit, need, amount, pace)
+--                              where the hit fits, records it at once, and puts it into Redis: the hits used then, and what
+--                              reset tells. Else nil twice, and what load gives. (A token bucket has none.)
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
 --   recorded_at(state)         where it records now: an entry's time, a window's number, a bucket's time
@@ -131,11 +135,13 @@ while position <= #batch do
   local descriptor_from, descriptor_over = 1, false
   local denied, quotas, quotas_fitting = false, 0, 0
   local failure, last
-  local alone = false
+  local concluded = false
   repeat
-    local number, kind, count_denied, refund, counter, limit, most, window, need, amount, pace, pace_denied
-    number, kind, count_denied, refund, last, counter, limit, most, window, need, amount, pace, pace_denied, position =
-      unpack('>BBBBBHI7I7I7I7I7I7I7', batch, position)
+    local number, kind, count_denied, refund, alone, counter, limit, most, window, need, amount, pace, pace_denied
+    number, kind, count_denied, refund, last, alone, counter, limit, most, window, need, amount, pace, pace_denied, position =
+      unpack('>BBBBBBHI7I7I7I7I7I7I7', batch, position)
+    -- One hit is the whole request: the common case.
+    local single = last == 2 and count == 0 and refund == 0 and not failure
     local state = states[counter]
     if not state then
       local algorithm, why = algorithms[number]
@@ -143,21 +149,32 @@ while position <= #batch do
         algorithm = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
         algorithms[number] = algorithm
       end
-      state, why = algorithm.load(KEYS[counter], window)
+      if single and alone == 1 and algorithm.take then
+        -- Mostly it fits, and nobody else in the batch asks for its counter: then that needs no table.
+        local used, wait
+        used, wait, state, why = algorithm.take(KEYS[counter], window, limit, need, amount, pace)
+        if used then
+          say(pack('>BBI7I7', 1, 0, used, wait + 1))
+          concluded = true
+          break
+        end
+      else
+        state, why = algorithm.load(KEYS[counter], window)
+      end
       states[counter] = state
       failure = failure or why
     end
     if not state then
       -- The rest of the request is read, and not decided.
-    elseif last == 2 and count == 0 and refund == 0 and not failure then
-      -- One hit is the whole request: the common case, decided without a table for it.
+    elseif single then
+      -- Decided without a table for the hit.
       local over = state.used + need > limit
       if not over then
         if amount > 0 then state.algorithm.record(state, amount, pace) end
       elseif count_denied == 1 then charge(state, amount, most, pace_denied) end
       local admitted = not over or kind % 2 == 1
       say(pack('>BBI7I7', admitted and 1 or 0, over and 1 or 0, state.used, wait_of(state, over, limit, need)))
-      alone = true
+      concluded = true
       break
     else
       local used = state.used + state.sure + state.asked
@@ -193,8 +210,8 @@ while position <= #batch do
       descriptor_from, descriptor_over = count + 1, false
     end
   until last >= 2
-  if alone then
-    -- Concluded already.
+  if concluded then
+    -- All of it is said.
   elseif failure then
     say(pack('>BH', 2, #failure) .. failure)
     for i = 1, count do hits[i].state.asked, hits[i].state.sure = 0, 0 end

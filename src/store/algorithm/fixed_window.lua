@@ -8,42 +8,61 @@ local function fixed_window()
   local VALUE, VALUE_SIZE = '>I7I7', 14
   local algorithm
 
-  -- The window of a key as of now, or nil and why not.
+  -- What counts of a key as of now: the window's number, and its hits; or nil and why not.
   --   expires  the key is set to expire when this window ends
-  local function load(key, window)
+  --   moved    Redis holds something else
+  local function read(key, window)
     local found = try('GET', key) -- try: a key of another type fails its own request alone
-    local number, used = (now - now % window) / window, 0
-    local expires, dirty
-    if found then
-      if found.err then return nil, found.err end
-      if #found ~= VALUE_SIZE then return nil, 'ERR the key holds no fixed window' end
-      local stored, count = unpack(VALUE, found)
-      if stored > number + 1 then
-        -- Time went back by more than a window (a failover to a slower clock): its hits move to the next window from now.
-        number, used, dirty = number + 1, count, true
-      elseif stored >= number then
-        number, used, expires = stored, count, true
-      end
-    end
+    local number = (now - now % window) / window
+    if not found then return number, 0 end
+    if found.err then return nil, found.err end
+    if #found ~= VALUE_SIZE then return nil, 'ERR the key holds no fixed window' end
+    local stored, count = unpack(VALUE, found)
+    -- Time went back by more than a window (a failover to a slower clock): its hits move to the next window from now.
+    if stored > number + 1 then return number + 1, count, nil, true end
+    if stored >= number then return stored, count, true end
+    return number, 0
+  end
+
+  -- Until the window ends.
+  local function rest(number, window)
+    return (number + 1) * window - now
+  end
+
+  local function put(key, window, number, used, expires)
+    call('SET', key, pack(VALUE, number, used), 'KEEPTTL')
+    if not expires then call('PEXPIRE', key, digits(math.ceil(rest(number, window) / 1000))) end
+  end
+
+  local function held(key, window, number, used, expires, moved)
     return { algorithm = algorithm, key = key, window = window, number = number, used = used, expires = expires,
-      dirty = dirty, asked = 0, sure = 0 }
+      dirty = moved, asked = 0, sure = 0 }
+  end
+
+  local function load(key, window)
+    local number, used, expires, moved = read(key, window)
+    if not number then return nil, used end
+    return held(key, window, number, used, expires, moved)
+  end
+
+  local function take(key, window, limit, need, amount)
+    local number, used, expires, moved = read(key, window)
+    if not number then return nil, nil, nil, used end
+    if used + need > limit then return nil, nil, held(key, window, number, used, expires, moved) end
+    used = used + amount
+    if amount > 0 or moved then put(key, window, number, used, expires) end
+    return used, rest(number, window)
   end
 
   -- Until the window ends, whatever is waited for.
   local function reset(counted)
-    return (counted.number + 1) * counted.window - now
+    return rest(counted.number, counted.window)
   end
 
   local function write(counted)
-    if counted.used == 0 then
-      call('DEL', counted.key)
-      counted.expires = nil
-    else
-      call('SET', counted.key, pack(VALUE, counted.number, counted.used), 'KEEPTTL')
-      if not counted.expires then call('PEXPIRE', counted.key, digits(math.ceil(reset(counted) / 1000))) end
-      counted.expires = true
-    end
-    counted.dirty = nil
+    if counted.used == 0 then call('DEL', counted.key)
+    else put(counted.key, counted.window, counted.number, counted.used, counted.expires) end
+    counted.expires, counted.dirty = counted.used > 0, nil
   end
 
   local function record(counted, hits)
@@ -68,7 +87,7 @@ local function fixed_window()
     if counted.number == number then refund(counted, hits) end
   end
 
-  algorithm = { load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
+  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
     wait = reset, reset = reset, write = write }
   return algorithm
 end

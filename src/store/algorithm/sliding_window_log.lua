@@ -19,59 +19,99 @@ local function sliding_window_log()
     return a - b
   end
 
-  -- The log of a key as of now, or nil and why not.
+  local function plus(a, b)
+    if a >= TOTALS - b then return a - (TOTALS - b) end
+    return a + b
+  end
+
+  -- What counts of a key's log as of now; or nil and why not. After the header's numbers:
+  --   used    the hits that count
   --   stored  the header's member in Redis, where the entry being filled stands there already
   --   stale   all that Redis holds has left; left: the oldest entries have
-  --   expiry  a time for which the key's expiry was set
-  local function load(key, window)
-    local time, before, after, base, first, used = 0, 0, 0, 0, 0, 0
-    local stale, left
+  local function read(key, window)
     local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
     if found.err then return nil, found.err end
     local stored = found[1]
-    if stored then
-      if #stored ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
-      time, before, after, base, first = unpack(ENTRY, stored)
-      if time <= now - window then
-        stored, stale, time, before, after, base, first = nil, true, 0, 0, 0, 0, 0
-      elseif time > now + window then
-        -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
-        time = now + window
-        local ahead = call('ZRANGEBYSCORE', key, '-inf', -time)
-        local _
-        _, before = unpack(ENTRY, ahead[#ahead])
-        if first > time then first = time end
-        stored = pack(ENTRY, time, before, after, base, first)
-        call('ZREMRANGEBYSCORE', key, '-inf', -time)
-        call('ZADD', key, -time, stored)
-        call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
-      elseif first <= now - window then
-        local oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
-        local oldest_before
-        first, oldest_before = unpack(ENTRY, oldest)
-        if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
-        left = true
-      end
-      used = after - base
-      if used < 0 then used = used + TOTALS end
+    if not stored then return 0, 0, 0, 0, 0, 0 end
+    if #stored ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
+    local time, before, after, base, first = unpack(ENTRY, stored)
+    local left
+    if time <= now - window then return 0, 0, 0, 0, 0, 0, nil, true end
+    if time > now + window then
+      -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
+      time = now + window
+      local ahead = call('ZRANGEBYSCORE', key, '-inf', -time)
+      local _
+      _, before = unpack(ENTRY, ahead[#ahead])
+      if first > time then first = time end
+      stored = pack(ENTRY, time, before, after, base, first)
+      call('ZREMRANGEBYSCORE', key, '-inf', -time)
+      call('ZADD', key, -time, stored)
+      call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
+    elseif first <= now - window then
+      local oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
+      local oldest_before
+      first, oldest_before = unpack(ENTRY, oldest)
+      if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
+      left = true
     end
+    return time, before, after, base, first, minus(after, base), stored, nil, left
+  end
+
+  -- Puts what counts into Redis, whose key is set to expire by the time `expiry`. The header's member.
+  local function put(key, window, time, before, after, base, first, stored, stale, left, expiry)
+    if stale then call('DEL', key)
+    elseif left then call('ZREMRANGEBYSCORE', key, digits(window - now), '+inf') end
+    local header = pack(ENTRY, time, before, after, base, first)
+    call('ZADD', key, digits(-time), header)
+    -- After ZADD: to remove a key's only member would drop its expiry.
+    if stored and stored ~= header then call('ZREM', key, stored) end
+    local step = window / 8 -- the expiry is set once in so long, and reaches one step further
+    if time - time % step ~= expiry - expiry % step then
+      call('PEXPIRE', key, digits(math.ceil((time + window + step - now) / 1000)))
+    end
+    return header
+  end
+
+  -- The same as a state.
+  --   expiry  a time for which the key's expiry was set
+  local function held(key, window, time, before, after, base, first, used, stored, stale, left)
     return { algorithm = algorithm, key = key, window = window, time = time, before = before, after = after, base = base,
       first = first, used = used, stored = stored, stale = stale, left = left, expiry = time, asked = 0, sure = 0 }
   end
 
-  local function write(log)
-    local key, window, time = log.key, log.window, log.time
-    if log.stale then call('DEL', key)
-    elseif log.left then call('ZREMRANGEBYSCORE', key, digits(window - now), '+inf') end
-    local header = pack(ENTRY, time, log.before, log.after, log.base, log.first)
-    call('ZADD', key, digits(-time), header)
-    -- After ZADD: to remove a key's only member would drop its expiry.
-    if log.stored and log.stored ~= header then call('ZREM', key, log.stored) end
-    local step = window / 8 -- the expiry is set once in so long, and reaches one step further
-    if time - time % step ~= log.expiry - log.expiry % step then
-      call('PEXPIRE', key, digits(math.ceil((time + window + step - now) / 1000)))
+  local function load(key, window)
+    local time, before, after, base, first, used, stored, stale, left = read(key, window)
+    if not time then return nil, before end
+    return held(key, window, time, before, after, base, first, used, stored, stale, left)
+  end
+
+  local function end_of_tick(tick)
+    return now - now % tick + tick - 1
+  end
+
+  local function take(key, window, limit, need, amount, tick)
+    local time, before, after, base, first, used, stored, stale, left = read(key, window)
+    if not time then return nil, nil, nil, before end
+    if used + need > limit then
+      return nil, nil, held(key, window, time, before, after, base, first, used, stored, stale, left)
     end
-    log.stored, log.expiry, log.dirty, log.stale, log.left = header, time, nil, nil, nil
+    if amount > 0 then
+      local at, expiry = end_of_tick(tick), time
+      if at > time then
+        stored, time, before = nil, at, after
+        if first == 0 then first = at end
+      end
+      after, used = plus(after, amount), used + amount
+      put(key, window, time, before, after, base, first, stored, stale, left, expiry)
+    end
+    return used, first == 0 and 0 or first + window - now
+  end
+
+  local function write(log)
+    log.stored = put(log.key, log.window, log.time, log.before, log.after, log.base, log.first, log.stored, log.stale, log.left,
+      log.expiry)
+    log.expiry, log.dirty, log.stale, log.left = log.time, nil, nil, nil
   end
 
   -- Records hits at this time, or later, in the newest entry, where time went ahead.
@@ -81,13 +121,12 @@ local function sliding_window_log()
       log.stored, log.time, log.before = nil, at, log.after
       if log.first == 0 then log.first = at end
     end
-    if log.after >= TOTALS - hits then log.after = log.after - (TOTALS - hits) else log.after = log.after + hits end
-    log.used, log.dirty = log.used + hits, true
+    log.after, log.used, log.dirty = plus(log.after, hits), log.used + hits, true
   end
 
   -- At the end of the current tick.
   local function record(log, hits, tick)
-    record_at(log, hits, now - now % tick + tick - 1)
+    record_at(log, hits, end_of_tick(tick))
   end
 
   local function grant(log, hits, tick)
@@ -119,7 +158,7 @@ local function sliding_window_log()
       end
     elseif hits > 0 then
       log.first = nth(log, hits + 1)
-      if log.base >= TOTALS - hits then log.base = log.base - (TOTALS - hits) else log.base = log.base + hits end
+      log.base = plus(log.base, hits)
       call('ZREMRANGEBYSCORE', log.key, '(' .. digits(-log.first), '+inf')
       if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
       log.used, log.left, log.dirty = log.used - hits, nil, true
@@ -177,7 +216,7 @@ local function sliding_window_log()
     return log.first + log.window - now
   end
 
-  algorithm = { load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
+  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
     wait = wait, reset = reset, write = write }
   return algorithm
 end

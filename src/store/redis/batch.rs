@@ -80,7 +80,10 @@ pub(super) const HITS_MAX: usize = 65_535;
 const FIXED_WINDOW: u8 = 3;
 
 /// Bytes of one hit.
-const HIT_SIZE: usize = 5 + 2 + 7 * 7;
+const HIT_SIZE: usize = 6 + 2 + 7 * 7;
+
+/// Which of them says that no other hit of the batch is on its counter.
+const ALONE_AT: usize = 5;
 
 /// A request's hits, for the queue, on keys that begin with `prefix`.
 pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
@@ -157,16 +160,22 @@ pub(super) fn give_back(ask: &Ask, unspent: &[(u64, u64)]) -> Arc<[Ask]> {
 
 impl Batch {
     pub fn new(requests: Vec<Arc<[Ask]>>) -> Self {
-        let (mut first_hits, mut encoded) = (Vec::new(), Vec::new());
-        let mut places: HashMap<&[u8], u16> = HashMap::new();
+        let (mut first_hits, mut encoded) = (Vec::new(), Vec::<u8>::new());
+        // Of each counter its place, and where its first hit is encoded.
+        let mut places: HashMap<&[u8], (u16, usize)> = HashMap::new();
         for (request, asks) in requests.iter().enumerate() {
             for (hit, ask) in asks.iter().enumerate() {
-                let place = *places.entry(&ask.key).or_insert_with(|| {
+                let at = encoded.len();
+                let (place, first_at) = *places.entry(&ask.key).or_insert_with(|| {
                     first_hits.push((request, hit));
                     // It fits: a batch has a few hundred hits, or is one request of HITS_MAX at most.
-                    first_hits.len() as u16
+                    (first_hits.len() as u16, at)
                 });
-                ask.write(place, &mut encoded);
+                let alone = first_at == at;
+                ask.write(alone, place, &mut encoded);
+                if !alone {
+                    encoded[first_at + ALONE_AT] = 0;
+                }
             }
         }
         drop(places);
@@ -215,7 +224,7 @@ impl Ask {
         self.algorithm != FIXED_WINDOW
     }
 
-    fn write(&self, place: u16, out: &mut Vec<u8>) {
+    fn write(&self, alone: bool, place: u16, out: &mut Vec<u8>) {
         out.reserve(HIT_SIZE);
         let kind = match self.kind {
             Kind::Enforce => 0,
@@ -223,7 +232,7 @@ impl Ask {
             Kind::Quota => 2,
             Kind::QuotaShadow => 3,
         };
-        out.extend([self.algorithm, kind, u8::from(self.count_denied), self.flow as u8, self.last as u8]);
+        out.extend([self.algorithm, kind, u8::from(self.count_denied), self.flow as u8, self.last as u8, u8::from(alone)]);
         out.extend(place.to_be_bytes());
         let Terms { limit, most, window, need, amount, pace, pace_denied } = self.terms;
         for number in [limit, most, window, need, amount, pace, pace_denied] {
@@ -277,4 +286,33 @@ fn read_request(asks: &[Ask], reader: &mut Reader<'_>) -> Option<Result<Answer, 
 
 fn malformed() -> StoreError {
     StoreError::Reply("the script's reply has another form than expected".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hit::{Action, Counter};
+    use crate::limit::{Cost, Limit, Window};
+
+    #[test]
+    fn a_hit_is_alone_where_no_other_one_of_the_batch_is_on_its_counter() {
+        let ask = |client: &str| {
+            let algorithm = Algorithm::default();
+            let counter = Counter {
+                domain: "d",
+                client: [client].into_iter().collect(),
+                action: Action::named("a"),
+                algorithm,
+                window: Window::MINUTE,
+            };
+            let (limit, cost) = (Limit::from(1), Cost::take(1));
+            let hit =
+                Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None };
+            asks(&[hit], "")
+        };
+        let batch = Batch::new(["a", "b", "a", "c", "a"].map(ask).into());
+        let alone: Vec<u8> = batch.encoded.chunks(HIT_SIZE).map(|hit| hit[ALONE_AT]).collect();
+        assert_eq!(alone, [0, 1, 0, 1, 0]);
+        assert_eq!(batch.keys().len(), 3);
+    }
 }
