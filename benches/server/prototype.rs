@@ -39,7 +39,8 @@ impl Script {
         Self { sha: load(&script, redis), hit, place_at: 4 }
     }
 
-    /// CPU of Redis, in microseconds a hit, for so many calls of so many hits each on clients of a hundred thousand.
+    /// CPU of Redis, in microseconds a hit, for so many calls of so many hits each on clients of a hundred thousand. (Each of
+    /// ours says that it is alone on its counter, as nearly all are.)
     pub fn cpu(&self, redis: &RedisServer, calls: usize, hits: usize) -> f64 {
         redis.command(&["FLUSHALL"]);
         let before = redis.cpu();

@@ -1,6 +1,7 @@
 //! `ratelimitd serve`: starts the log, binds the server, and runs it until SIGINT or SIGTERM.
 //! SIGHUP has it read its rules files again.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tracing::level_filters::LevelFilter;
-use tracing::{Level, warn};
+use tracing::{Level, error};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -35,7 +36,7 @@ const LOSSES_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 pub fn run(args: ServeArgs) -> Result<(), ServeError> {
     let (level, format) = args.log();
-    // Held to the end, so that the last lines are still written.
+    // Held to the end: the last lines are still written, if whoever reads them takes them within a second.
     let (_log, lost) = start_log(level, format);
     let settings = args.settle(|name| std::env::var(name).ok())?;
     // The control runtime: accepting, metrics, admin, reloads, sweeps. Requests have runtimes of their own.
@@ -85,6 +86,11 @@ fn start_log(level: LogLevel, format: LogFormat) -> (WorkerGuard, ErrorCounter) 
         LogFormat::Text => log.with_ansi(false).finish().with(heard).init(),
         LogFormat::Json => log.json().flatten_event(true).finish().with(heard).init(),
     }
+    // Without the hook a panic would be written by the thread that panics.
+    std::panic::set_hook(Box::new(|panic| match Backtrace::capture() {
+        backtrace if backtrace.status() == BacktraceStatus::Captured => error!(%backtrace, "{panic}"),
+        _ => error!("{panic}"),
+    }));
     (guard, lost)
 }
 
@@ -95,7 +101,7 @@ async fn tell_losses(lost: ErrorCounter) {
         tokio::time::sleep(LOSSES_TOLD_EVERY).await;
         let lines = lost.dropped_lines();
         if lines > told {
-            warn!(lines = lines - told, "lines of this log were lost: whoever reads it did not keep up");
+            error!(lines = lines - told, "lines of this log were lost: whoever reads it did not keep up");
             // Where this one is lost as well, the next one tells of all of them.
             if lost.dropped_lines() == lines {
                 told = lines;

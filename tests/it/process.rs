@@ -35,7 +35,7 @@ fn a_log_that_nobody_reads_holds_up_no_request_and_its_losses_are_told() {
     let server = Ratelimitd::start(&["--log-level", "debug"]);
     let client = Client::connect(server.grpc());
     let unread = server.unread_log();
-    // At this level each request writes several lines: these are many times what the pipe and the server hold.
+    // At this level h2 writes several lines for each request: many times what the pipe and the server hold.
     let asked = async {
         for _ in 0..3_000 {
             let request = request("api", vec![descriptor(&[("client", "a")])]);

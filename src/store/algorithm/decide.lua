@@ -25,11 +25,12 @@
 --          that is asked for, for each hit: where its counter recorded what was recorded now, and after that of a granted one
 --          how many were granted and for how long, in us.
 --
--- An algorithm is a table of functions on a counter's state, made when a batch first needs it:
---   load(key, window)          the state as of now, or nil and why not
+-- An algorithm is a table of functions, made when a batch first needs it. On a key:
+--   load(key, window)          the counter's state as of now, or nil and why not
 --   take(key, window, limit, need, amount, pace)
---                              where the hit fits, records it at once, and puts it into Redis: the hits used then, and what
---                              reset tells. Else nil twice, and what load gives. (A token bucket has none.)
+--                              where a hit fits, records it, in Redis at once: the hits used then, and what reset tells. Else
+--                              nil twice, and what load gives. (A token bucket has none.)
+-- On a state:
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
 --   recorded_at(state)         where it records now: an entry's time, a window's number, a bucket's time

@@ -87,8 +87,8 @@ local function fixed_window()
     if counted.number == number then refund(counted, hits) end
   end
 
-  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
-    wait = reset, reset = reset, write = write }
+  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
+    take_back = take_back, wait = reset, reset = reset, write = write }
   return algorithm
 end
 

@@ -27,7 +27,7 @@ local function sliding_window_log()
   -- What counts of a key's log as of now; or nil and why not. After the header's numbers:
   --   used    the hits that count
   --   stored  the header's member in Redis, where the entry being filled stands there already
-  --   stale   all that Redis holds has left; left: the oldest entries have
+  --   left    entries in Redis have left, the oldest or all of them
   local function read(key, window)
     local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
     if found.err then return nil, found.err end
@@ -55,16 +55,16 @@ local function sliding_window_log()
       if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
       left = true
     end
-    return time, before, after, base, first, minus(after, base), stored, nil, left
+    return time, before, after, base, first, minus(after, base), stored, left
   end
 
-  -- Puts what counts into Redis, whose key is set to expire by the time `expiry`. The header's member.
-  local function put(key, window, time, before, after, base, first, stored, stale, left, expiry)
-    if stale then call('DEL', key)
-    elseif left then call('ZREMRANGEBYSCORE', key, digits(window - now), '+inf') end
+  -- Puts what counts into Redis. The header's member.
+  --   expiry  a time for which the key's expiry was set
+  local function put(key, window, time, before, after, base, first, stored, left, expiry)
     local header = pack(ENTRY, time, before, after, base, first)
     call('ZADD', key, digits(-time), header)
-    -- After ZADD: to remove a key's only member would drop its expiry.
+    -- What goes goes after ZADD: a key that lost its only member would lose its expiry, and while its slot moves, its place.
+    if left then call('ZREMRANGEBYSCORE', key, digits(window - now), '+inf') end
     if stored and stored ~= header then call('ZREM', key, stored) end
     local step = window / 8 -- the expiry is set once in so long, and reaches one step further
     if time - time % step ~= expiry - expiry % step then
@@ -74,16 +74,15 @@ local function sliding_window_log()
   end
 
   -- The same as a state.
-  --   expiry  a time for which the key's expiry was set
-  local function held(key, window, time, before, after, base, first, used, stored, stale, left)
+  local function held(key, window, time, before, after, base, first, used, stored, left)
     return { algorithm = algorithm, key = key, window = window, time = time, before = before, after = after, base = base,
-      first = first, used = used, stored = stored, stale = stale, left = left, expiry = time, asked = 0, sure = 0 }
+      first = first, used = used, stored = stored, left = left, expiry = time, asked = 0, sure = 0 }
   end
 
   local function load(key, window)
-    local time, before, after, base, first, used, stored, stale, left = read(key, window)
+    local time, before, after, base, first, used, stored, left = read(key, window)
     if not time then return nil, before end
-    return held(key, window, time, before, after, base, first, used, stored, stale, left)
+    return held(key, window, time, before, after, base, first, used, stored, left)
   end
 
   local function end_of_tick(tick)
@@ -91,10 +90,10 @@ local function sliding_window_log()
   end
 
   local function take(key, window, limit, need, amount, tick)
-    local time, before, after, base, first, used, stored, stale, left = read(key, window)
+    local time, before, after, base, first, used, stored, left = read(key, window)
     if not time then return nil, nil, nil, before end
     if used + need > limit then
-      return nil, nil, held(key, window, time, before, after, base, first, used, stored, stale, left)
+      return nil, nil, held(key, window, time, before, after, base, first, used, stored, left)
     end
     if amount > 0 then
       local at, expiry = end_of_tick(tick), time
@@ -103,15 +102,14 @@ local function sliding_window_log()
         if first == 0 then first = at end
       end
       after, used = plus(after, amount), used + amount
-      put(key, window, time, before, after, base, first, stored, stale, left, expiry)
+      put(key, window, time, before, after, base, first, stored, left, expiry)
     end
     return used, first == 0 and 0 or first + window - now
   end
 
   local function write(log)
-    log.stored = put(log.key, log.window, log.time, log.before, log.after, log.base, log.first, log.stored, log.stale, log.left,
-      log.expiry)
-    log.expiry, log.dirty, log.stale, log.left = log.time, nil, nil, nil
+    log.stored = put(log.key, log.window, log.time, log.before, log.after, log.base, log.first, log.stored, log.left, log.expiry)
+    log.expiry, log.dirty, log.left = log.time, nil, nil
   end
 
   -- Records hits at this time, or later, in the newest entry, where time went ahead.
@@ -154,7 +152,7 @@ local function sliding_window_log()
       if log.first > 0 then
         call('DEL', log.key)
         log.time, log.before, log.after, log.base, log.first, log.used, log.expiry = 0, 0, 0, 0, 0, 0, 0
-        log.stored, log.dirty, log.stale, log.left = nil, nil, nil, nil
+        log.stored, log.dirty, log.left = nil, nil, nil
       end
     elseif hits > 0 then
       log.first = nth(log, hits + 1)
@@ -216,8 +214,8 @@ local function sliding_window_log()
     return log.first + log.window - now
   end
 
-  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at, take_back = take_back,
-    wait = wait, reset = reset, write = write }
+  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
+    take_back = take_back, wait = wait, reset = reset, write = write }
   return algorithm
 end
 

@@ -296,23 +296,16 @@ mod tests {
 
     #[test]
     fn a_hit_is_alone_where_no_other_one_of_the_batch_is_on_its_counter() {
-        let ask = |client: &str| {
-            let algorithm = Algorithm::default();
-            let counter = Counter {
-                domain: "d",
-                client: [client].into_iter().collect(),
-                action: Action::named("a"),
-                algorithm,
-                window: Window::MINUTE,
-            };
+        let hit = |client: &'static str| {
+            let (client, algorithm) = ([client].into_iter().collect(), Algorithm::default());
+            let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm, window: Window::MINUTE };
             let (limit, cost) = (Limit::from(1), Cost::take(1));
-            let hit =
-                Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None };
-            asks(&[hit], "")
+            Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
         };
-        let batch = Batch::new(["a", "b", "a", "c", "a"].map(ask).into());
+        let requests: [&[&str]; 5] = [&["a"], &["b", "c"], &["a"], &["d", "e", "d"], &["a", "c"]];
+        let batch = Batch::new(requests.map(|clients| asks(&clients.iter().copied().map(hit).collect::<Vec<_>>(), "")).into());
         let alone: Vec<u8> = batch.encoded.chunks(HIT_SIZE).map(|hit| hit[ALONE_AT]).collect();
-        assert_eq!(alone, [0, 1, 0, 1, 0]);
-        assert_eq!(batch.keys().len(), 3);
+        assert_eq!(alone, [0, 1, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(batch.keys().len(), 5);
     }
 }

@@ -1,6 +1,8 @@
 //! A Redis Cluster under steady traffic: limits hold over all its nodes and while slots move, and a dead primary's counters
 //! go on at its replica.
 
+use redis::Value;
+
 use super::*;
 use crate::support::certificates::Certificates;
 use crate::support::cluster::Cluster;
@@ -135,6 +137,22 @@ fn what_is_taken_back_follows_its_slot_to_where_that_moves() {
     cluster.finish_move(slot, 0, 2);
     assert_eq!(admitted(&server, &fresh, 25), 20);
     assert_eq!((by_policy(&server), server.metric("ratelimit_store_hits_taken_back{store=\"redis\"}")), (0, 20));
+}
+
+#[test]
+fn a_log_all_of_whose_hits_have_left_is_hit_again_while_its_slot_moves() {
+    let cluster = Cluster::start();
+    let rules = "domain: d\ndescriptors:\n- {key: few, rate_limit: {limit: 20, window: 8s}}\n";
+    let server = start_by(rules, &["--redis-type", "cluster", "--redis-url", &cluster.url()]);
+    let client = &clients_on_each_primary(&cluster, 1)[0][0];
+    assert_eq!(admitted(&server, client, 3), 3);
+    // Its key lasts up to an eighth of a window longer than its hits.
+    thread::sleep(Duration::from_millis(8_200));
+    cluster.begin_to_move(slot_of(&cluster, client), 0, 2);
+    let entries = || cluster.primaries()[0].command(&["ZCARD", &format!("1{{d|{client}}}log|8000000|few")]);
+    assert_eq!(entries(), Value::Int(3), "what has left is still there");
+    assert_eq!(admitted(&server, client, 1), 1);
+    assert_eq!((entries(), by_policy(&server)), (Value::Int(1), 0));
 }
 
 #[test]
