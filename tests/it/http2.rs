@@ -226,7 +226,6 @@ fn what_is_no_http2_is_closed_and_who_says_nothing_does_not_hold_the_end_up() {
 #[test]
 fn a_panic_ends_its_own_call_and_no_other_one_of_the_connection() {
     // At the end of all time a hit can't be recorded: a sum overflows, which is a panic as tests are built.
-    assert!(cfg!(debug_assertions), "in a release build no sum panics: run this as `cargo test`");
     let clock = SteppedClock::starting_at(u64::MAX);
     let memory = |metrics: &Metrics| Store::Memory(Arc::new(Memory::new(10, Clock::Stepped(clock.clone()), metrics.store("memory"))));
     let services = services(RULES, memory);
@@ -237,8 +236,8 @@ fn a_panic_ends_its_own_call_and_no_other_one_of_the_connection() {
     let mut asked = [&counted, &not_counted, &counted].map(|message| (connection.call(METHOD), message));
     asked.iter_mut().for_each(|((_, sending), message)| sending.send_data((*message).clone(), true).unwrap());
     let answers = asked.map(|((response, _), _)| connection.answer(response));
-    // 13 is INTERNAL.
-    assert!([&answers[0], &answers[2]].iter().all(|answer| answer.headers["grpc-status"] == "13"));
+    // 13 is INTERNAL. (In a release build no sum panics, and this fails.)
+    assert!([&answers[0], &answers[2]].iter().all(|answer| answer.headers.get("grpc-status").is_some_and(|status| status == "13")));
     assert_eq!(answers[1].decision().overall_code(), Code::Ok);
     clock.set(1_000_000_000);
     assert_eq!(connection.ask(counted).statuses[0].limit_remaining, 999, "the store is whole");
