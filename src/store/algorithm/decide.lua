@@ -28,8 +28,8 @@
 -- An algorithm is a table of functions, made when a batch first needs it. On a key:
 --   load(key, window)          the counter's state as of now, or nil and why not
 --   take(key, window, limit, need, amount, pace)
---                              where a hit fits, records it, in Redis at once: the hits used then, and what reset tells. Else
---                              nil twice, and what load gives. (A token bucket has none.)
+--                              where a hit fits, records it, in Redis at once: the hits used then, and what reset tells. Else,
+--                              and where Redis has to be put right first, nil twice, and what load gives
 -- On a state:
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
@@ -150,7 +150,7 @@ while position <= #batch do
         algorithm = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
         algorithms[number] = algorithm
       end
-      if single and alone == 1 and algorithm.take then
+      if single and alone == 1 then
         -- Mostly it fits, and nobody else in the batch asks for its counter: then that needs no table.
         local used, wait
         used, wait, state, why = algorithm.take(KEYS[counter], window, limit, need, amount, pace)

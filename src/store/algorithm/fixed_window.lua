@@ -48,9 +48,9 @@ local function fixed_window()
   local function take(key, window, limit, need, amount)
     local number, used, expires, moved = read(key, window)
     if not number then return nil, nil, nil, used end
-    if used + need > limit then return nil, nil, held(key, window, number, used, expires, moved) end
+    if moved or used + need > limit then return nil, nil, held(key, window, number, used, expires, moved) end
     used = used + amount
-    if amount > 0 or moved then put(key, window, number, used, expires) end
+    if amount > 0 then put(key, window, number, used, expires) end
     return used, rest(number, window)
   end
 

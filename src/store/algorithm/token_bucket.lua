@@ -38,62 +38,103 @@ local function token_bucket()
     return hits + math.ceil((rest + part) / window)
   end
 
-  -- The bucket of a key as of now, or nil and why not.
+  -- What a key's bucket holds as of now; or nil and why not.
   --   at           now, or when it was last written, where time went back
   --   whole, part  what it takes to drain from then on: microseconds, and limit-ths of one
+  --   limit        by which it drains
+  --   used         the hits in it, rounded up
   --   expiry       a tat for which the key's expiry was set
-  local function load(key, window)
+  --   moved        Redis holds something else
+  local function read(key, window)
     local found = try('GET', key) -- try: a key of another type fails its own request alone
-    local at, whole, part, limit, used = now, 0, 0, 0, 0
-    local expiry, dirty
-    if found then
-      if found.err then return nil, found.err end
-      if #found ~= VALUE_SIZE then return nil, 'ERR the key holds no token bucket' end
-      local time, tat, tat_part, tat_limit = unpack(VALUE, found)
-      if time > now + window then
-        -- Time went back by more than a window (a failover to a slower clock): it was last written at now + window.
-        at, tat, dirty = now + window, tat - (time - now - window), true
-      else
-        at, expiry = math.max(now, time), tat
-      end
-      if tat >= at then
-        whole, part, limit = tat - at, tat_part, tat_limit
-        used = level(whole, part, limit, window)
-      end
+    if not found then return now, 0, 0, 0, 0 end
+    if found.err then return nil, found.err end
+    if #found ~= VALUE_SIZE then return nil, 'ERR the key holds no token bucket' end
+    local time, tat, part, limit = unpack(VALUE, found)
+    local at, expiry, moved
+    if time > now + window then
+      -- Time went back by more than a window (a failover to a slower clock): it was last written at now + window.
+      at, tat, moved = now + window, tat - (time - now - window), true
+    else
+      at, expiry = math.max(now, time), tat
     end
+    if tat < at then return at, 0, 0, 0, 0, expiry, moved end
+    return at, tat - at, part, limit, level(tat - at, part, limit, window), expiry, moved
+  end
+
+  -- Puts what it holds, which is something, into Redis. The new tat.
+  local function put(key, window, at, whole, part, limit, expiry)
+    local tat = at + whole
+    call('SET', key, pack(VALUE, at, tat, part, limit), 'KEEPTTL')
+    local step = window / 8 -- the expiry is set once in so long, and reaches one step further
+    if not expiry or tat - tat % step ~= expiry - expiry % step then
+      call('PEXPIRE', key, digits(math.ceil((tat + 1 + step - now) / 1000)))
+    end
+    return tat
+  end
+
+  -- What there is to drain, by this limit from now on, once hits are filled into what drained by the limit before.
+  local function filled(whole, part, before, hits, window, limit)
+    local more, more_part = divide(hits, window, limit)
+    if before ~= limit then
+      local rest
+      whole, rest = divide(whole, before, limit)
+      part = part + rest
+    end
+    part = part + more_part
+    local rest = part % limit
+    return whole + more + (part - rest) / limit, rest
+  end
+
+  -- Until there are at most `hits`, fewer than now, in microseconds.
+  local function rest_of(at, whole, part, limit, window, hits)
+    local kept, kept_part = divide(hits, window, limit)
+    return at - now + whole - kept + (part > kept_part and 1 or 0)
+  end
+
+  -- Until there is room for one hit more under `burst`; 0 where it is empty, -1 where there never is.
+  local function reset_of(at, whole, part, limit, window, used, burst)
+    if used == 0 then return 0 end
+    if burst == 0 then return -1 end
+    return rest_of(at, whole, part, limit, window, math.min(used, burst) - 1)
+  end
+
+  local function held(key, window, at, whole, part, limit, used, expiry, moved)
     return { algorithm = algorithm, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
-      used = used, expiry = expiry, dirty = dirty, asked = 0, sure = 0 }
+      used = used, expiry = expiry, dirty = moved, asked = 0, sure = 0 }
+  end
+
+  local function load(key, window)
+    local at, whole, part, limit, used, expiry, moved = read(key, window)
+    if not at then return nil, whole end
+    return held(key, window, at, whole, part, limit, used, expiry, moved)
+  end
+
+  local function take(key, window, burst, need, amount, pace)
+    local at, whole, part, limit, used, expiry, moved = read(key, window)
+    if not at then return nil, nil, nil, whole end
+    if moved or used + need > burst then return nil, nil, held(key, window, at, whole, part, limit, used, expiry, moved) end
+    if amount > 0 then
+      whole, part = filled(whole, part, limit, amount, window, pace)
+      limit, used = pace, used + amount
+      put(key, window, at, whole, part, limit, expiry)
+    end
+    return used, reset_of(at, whole, part, limit, window, used, burst)
   end
 
   local function write(bucket)
-    local key, expiry, tat = bucket.key, bucket.expiry, bucket.at + bucket.whole
     if bucket.used == 0 then
-      call('DEL', key)
-      tat = nil
+      call('DEL', bucket.key)
+      bucket.expiry = nil
     else
-      call('SET', key, pack(VALUE, bucket.at, tat, bucket.part, bucket.limit), 'KEEPTTL')
-      local step = bucket.window / 8 -- the expiry is set once in so long, and reaches one step further
-      if not expiry or tat - tat % step ~= expiry - expiry % step then
-        call('PEXPIRE', key, digits(math.ceil((tat + 1 + step - now) / 1000)))
-      end
+      bucket.expiry = put(bucket.key, bucket.window, bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.expiry)
     end
-    bucket.expiry, bucket.dirty = tat, nil
+    bucket.dirty = nil
   end
 
-  -- Fills in hits. From now on the bucket drains by this limit.
   local function record(bucket, hits, limit)
-    local whole, part = divide(hits, bucket.window, limit)
-    if bucket.limit == limit then
-      part = part + bucket.part
-      whole = whole + bucket.whole
-    else
-      local left, rest = divide(bucket.whole, bucket.limit, limit)
-      whole = whole + left
-      part = part + rest + bucket.part
-    end
-    local rest = part % limit
-    bucket.whole, bucket.part, bucket.limit = whole + (part - rest) / limit, rest, limit
-    bucket.used, bucket.dirty = bucket.used + hits, true
+    bucket.whole, bucket.part = filled(bucket.whole, bucket.part, bucket.limit, hits, bucket.window, limit)
+    bucket.limit, bucket.used, bucket.dirty = limit, bucket.used + hits, true
   end
 
   local function refund(bucket, hits)
@@ -125,20 +166,15 @@ local function token_bucket()
     bucket.whole, bucket.part, bucket.used, bucket.dirty = whole, part, level(whole, part, bucket.limit, bucket.window), true
   end
 
-  -- Until its level is at most `hits`, fewer than now, in microseconds.
   local function wait(bucket, hits)
-    local whole, part = divide(hits, bucket.window, bucket.limit)
-    return bucket.at - now + bucket.whole - whole + (bucket.part > part and 1 or 0)
+    return rest_of(bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.window, hits)
   end
 
-  -- Until there is room for one hit more under `limit`; 0 if it is empty, -1 if there never is.
-  local function reset(bucket, limit)
-    if bucket.used == 0 then return 0 end
-    if limit == 0 then return -1 end
-    return wait(bucket, math.min(bucket.used, limit) - 1)
+  local function reset(bucket, burst)
+    return reset_of(bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.window, bucket.used, burst)
   end
 
-  algorithm = { load = load, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
+  algorithm = { load = load, take = take, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
     wait = wait, reset = reset, write = write }
   return algorithm
 end
