@@ -27,7 +27,7 @@ impl Script {
     /// The one that a server is seen to ask for, by the hit that it sends.
     pub fn of(server: &Ratelimitd, redis: &RedisServer) -> Self {
         let (script, _, hit) = redis_benchmark::seen(server, redis);
-        Self { sha: load(&script, redis), hit, place_at: 6 }
+        Self { sha: redis_benchmark::load(&script, redis), hit, place_at: 6 }
     }
 
     pub fn prototype(path: &str, redis: &RedisServer) -> Self {
@@ -36,7 +36,7 @@ impl Script {
         let numbers = [100_u64, 60_000_000, 1, 1, 1];
         let numbers = numbers.iter().flat_map(|number| number.to_be_bytes().into_iter().skip(1));
         let hit = [0, 0, 0, 2, 0, 1].into_iter().chain(numbers).collect();
-        Self { sha: load(&script, redis), hit, place_at: 4 }
+        Self { sha: redis_benchmark::load(&script, redis), hit, place_at: 4 }
     }
 
     /// CPU of Redis, in microseconds a hit, for so many calls of so many hits each on clients of a hundred thousand. (Each of
@@ -68,8 +68,4 @@ impl Script {
         assert!(clients as usize > calls * hits / 2, "each hit was recorded, for a client of many: {clients}");
         1e6 * cpu / (calls * hits) as f64
     }
-}
-
-fn load(script: &str, redis: &RedisServer) -> String {
-    redis::from_redis_value(redis.command(&["SCRIPT", "LOAD", script])).unwrap()
 }

@@ -25,7 +25,7 @@ impl Call {
         let (script, key, hit) = seen(server, redis);
         let hit: String = hit.iter().map(|byte| format!("\\{byte:03}")).collect();
         let script = format!("local ARGV = {{ '{hit}' }}\n{script}");
-        let sha = redis::from_redis_value(redis.command(&["SCRIPT", "LOAD", &script])).unwrap();
+        let sha = load(&script, redis);
         let (before, after) = (key.split_once('|').unwrap().0, key.split_once('}').unwrap().1);
         Self { sha, key: format!("{before}|__rand_int__}}{after}") }
     }
@@ -68,10 +68,14 @@ pub fn seen(server: &Ratelimitd, redis: &RedisServer) -> (String, String, Vec<u8
     (String::from_utf8(script).unwrap(), String::from_utf8(key).unwrap(), hit)
 }
 
+/// Has Redis load a script; its hash.
+pub fn load(script: &str, redis: &RedisServer) -> String {
+    redis::from_redis_value(redis.command(&["SCRIPT", "LOAD", script])).unwrap()
+}
+
 /// The p50 of a script that does nothing, asked one by one, in microseconds.
 pub fn empty_round_trip(redis: &RedisServer) -> f64 {
-    let sha: String = redis::from_redis_value(redis.command(&["SCRIPT", "LOAD", "return 0"])).unwrap();
-    round_trip(redis, &[&sha, "0"])
+    round_trip(redis, &[&load("return 0", redis), "0"])
 }
 
 fn round_trip(redis: &RedisServer, call: &[&str]) -> f64 {

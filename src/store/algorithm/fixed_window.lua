@@ -34,21 +34,20 @@ local function fixed_window()
     if not expires then call('PEXPIRE', key, digits(math.ceil(rest(number, window) / 1000))) end
   end
 
+  -- The same as a state; or nil and why not.
   local function held(key, window, number, used, expires, moved)
+    if not number then return nil, used end
     return { algorithm = algorithm, key = key, window = window, number = number, used = used, expires = expires,
       dirty = moved, asked = 0, sure = 0 }
   end
 
   local function load(key, window)
-    local number, used, expires, moved = read(key, window)
-    if not number then return nil, used end
-    return held(key, window, number, used, expires, moved)
+    return held(key, window, read(key, window))
   end
 
   local function take(key, window, limit, need, amount)
     local number, used, expires, moved = read(key, window)
-    if not number then return nil, nil, nil, used end
-    if moved or used + need > limit then return nil, nil, held(key, window, number, used, expires, moved) end
+    if not number or moved or used + need > limit then return nil, nil, held(key, window, number, used, expires, moved) end
     used = used + amount
     if amount > 0 then put(key, window, number, used, expires) end
     return used, rest(number, window)

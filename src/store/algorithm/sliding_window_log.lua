@@ -73,16 +73,15 @@ local function sliding_window_log()
     return header
   end
 
-  -- The same as a state.
+  -- The same as a state; or nil and why not.
   local function held(key, window, time, before, after, base, first, used, stored, left)
+    if not time then return nil, before end
     return { algorithm = algorithm, key = key, window = window, time = time, before = before, after = after, base = base,
       first = first, used = used, stored = stored, left = left, expiry = time, asked = 0, sure = 0 }
   end
 
   local function load(key, window)
-    local time, before, after, base, first, used, stored, left = read(key, window)
-    if not time then return nil, before end
-    return held(key, window, time, before, after, base, first, used, stored, left)
+    return held(key, window, read(key, window))
   end
 
   local function end_of_tick(tick)
@@ -91,8 +90,7 @@ local function sliding_window_log()
 
   local function take(key, window, limit, need, amount, tick)
     local time, before, after, base, first, used, stored, left = read(key, window)
-    if not time then return nil, nil, nil, before end
-    if used + need > limit then
+    if not time or used + need > limit then
       return nil, nil, held(key, window, time, before, after, base, first, used, stored, left)
     end
     if amount > 0 then

@@ -99,21 +99,22 @@ local function token_bucket()
     return rest_of(at, whole, part, limit, window, math.min(used, burst) - 1)
   end
 
+  -- The same as a state; or nil and why not.
   local function held(key, window, at, whole, part, limit, used, expiry, moved)
+    if not at then return nil, whole end
     return { algorithm = algorithm, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
       used = used, expiry = expiry, dirty = moved, asked = 0, sure = 0 }
   end
 
   local function load(key, window)
-    local at, whole, part, limit, used, expiry, moved = read(key, window)
-    if not at then return nil, whole end
-    return held(key, window, at, whole, part, limit, used, expiry, moved)
+    return held(key, window, read(key, window))
   end
 
   local function take(key, window, burst, need, amount, pace)
     local at, whole, part, limit, used, expiry, moved = read(key, window)
-    if not at then return nil, nil, nil, whole end
-    if moved or used + need > burst then return nil, nil, held(key, window, at, whole, part, limit, used, expiry, moved) end
+    if not at or moved or used + need > burst then
+      return nil, nil, held(key, window, at, whole, part, limit, used, expiry, moved)
+    end
     if amount > 0 then
       whole, part = filled(whole, part, limit, amount, window, pace)
       limit, used = pace, used + amount
