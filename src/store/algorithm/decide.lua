@@ -1,36 +1,42 @@
 -- Decides a batch of requests, in order, each as a whole. Twin of decide.rs.
 --
 -- KEYS     the batch's counters, each once.
--- ARGV[1]  the batch's hits, back to back. Big-endian, a byte each where not said otherwise:
---            algorithm      1: sliding_window_log, 2: token_bucket, 3: fixed_window
+-- ARGV[1]  the batch's hits, back to back, in two parts each. Big-endian. What a hit that fits is decided by:
+--            algorithm      a byte: 1: sliding_window_log, 2: token_bucket, 3: fixed_window
+--            plain          a byte: 1: it is all of its request, takes hits, and no other hit of the batch is on its counter
+--            counter        2 bytes: its place in KEYS
+--          and 7 bytes each (all times in us):
+--            limit          what the counter may hold with it (of a bucket: the burst)
+--            window
+--            need           what must fit; of what is taken back, where it was recorded
+--            amount         what is recorded or given back
+--            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; else 0
+--          Then a byte each:
 --            kind           0 enforce, 1 shadow, 2 quota, 3 quota in shadow
 --            count_denied   1: recorded although denied
 --            refund         1: given back instead of taken; 2: taken back from where an earlier request recorded it;
 --                           3: granted, as many as fit, to be spent until the end of a tick
 --            last           0: more hits of this descriptor follow; 1: the descriptor ends; 2: the request ends; 3: it ends, and
 --                           the reply says where its hits are recorded
---            alone          1: no other hit of the batch is on its counter
---            counter        2 bytes: its place in KEYS
---          and 7 bytes each (all times in us):
---            limit          what the counter may hold with it (of a bucket: the burst)
---            most           what it may hold with hits that are recorded although denied
---            window
---            need           what must fit; of what is taken back, where it was recorded
---            amount         what is recorded or given back
---            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; else 0
---            pace_denied    the same, recorded although denied
+--          and 7 bytes each:
+--            most           what the counter may hold with hits that are recorded although denied
+--            pace_denied    the pace of those
 -- Reply    one string; big-endian, 7 bytes a number where not said otherwise. For each request a byte: 0 denied, 1 admitted,
 --          2 not decided. One that is not decided: the length of the error's text in 2 bytes, and the text. Else for each of
 --          its hits: over (a byte, 1 or 0), the hits used after the request, and the wait in us plus 1 (0: never). Last, where
 --          that is asked for, for each hit: where its counter recorded what was recorded now, and after that of a granted one
 --          how many were granted and for how long, in us.
 --
--- An algorithm is a table of functions, made when a batch first needs it. On a key:
---   load(key, window)          the counter's state as of now, or nil and why not
+-- To make a function costs Redis as much as a step of the decision. So most of them are made only when something is to be decided
+-- that is more than a plain hit that fits.
+--
+-- An algorithm is two functions:
 --   take(key, window, limit, need, amount, pace)
 --                              where a hit fits, records it, in Redis at once: the hits used then, and what reset tells. Else,
 --                              and where Redis has to be put right first, nil twice, and what load gives
--- On a state:
+--   on_states()                the others, in a table
+-- Those are
+--   load(key, window)          the counter's state as of now, or nil and why not
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
 --   recorded_at(state)         where it records now: an entry's time, a window's number, a bucket's time
@@ -40,184 +46,200 @@
 --   wait(state, hits)          until at most so many hits, fewer than now, are counted, in us
 --   reset(state, limit)        what a hit that fits is told, in us; -1: never
 --   write(state)               puts it into Redis
--- Of a state the frame knows:
---   algorithm, used            the hits that count, whole ones
+-- Of a state is known here:
+--   algorithm                  that table
+--   used                       the hits that count, whole ones
 --   dirty                      it differs from what Redis holds
 --   asked, sure                hits that this request takes if it is admitted; that it takes or gives back (-) in any case
-local algorithms = { false, false, false } -- by their numbers
-local reply, filled = {}, 0
-local states = {}
-local hits = {} -- of one request; its tables serve the next one again
-local batch, position = ARGV[1], 1
+local BASIS, BASIS_SIZE = '>BBHI7I7I7I7I7', 39
+local REST, REST_SIZE = '>BBBBI7I7', 18
+local batch, reply, filled = ARGV[1], {}, 0
+local algorithms = { false, false, false } -- by their numbers, made when first needed
+local states = {} -- by their counters' places, but for those of plain hits that fit
 
--- Records hits although they are denied, as far as the counter can hold them.
-local function charge(state, amount, most, pace)
-  local taken = math.min(amount, most - state.used)
-  if taken > 0 then state.algorithm.record(state, taken, pace) end
+local function make(number)
+  local algorithm = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
+  algorithms[number] = algorithm
+  return algorithm
 end
 
-local function say(text)
-  filled = filled + 1
-  reply[filled] = text
-end
+-- Makes the function that decides whatever is more than a plain hit that fits.
+local function requests()
+  local hits = {} -- of one request; its tables serve the next one again
 
--- What a hit is told of its counter after the request: how long, plus 1, until `need` fits or, where it fitted, until more is
--- left; 0: never.
-local function wait_of(state, over, limit, need)
-  if not over then return state.algorithm.reset(state, limit) + 1
-  elseif need > limit then return 0
-  elseif state.used + need <= limit then return 1
-  else return state.algorithm.wait(state, limit - need) + 1 end
-end
+  -- Records hits although they are denied, as far as the counter can hold them.
+  local function charge(state, amount, most, pace)
+    local taken = math.min(amount, most - state.used)
+    if taken > 0 then state.algorithm.record(state, taken, pace) end
+  end
 
--- Takes a count_denied hit into what later ones are judged on.
-local function foresee_charge(hit)
-  local state = hit.state
-  hit.charged = math.max(math.min(hit.amount, hit.most - (state.used + state.asked + state.sure)), 0)
-  state.sure = state.sure + hit.charged
-end
+  local function say(text)
+    filled = filled + 1
+    reply[filled] = text
+  end
 
--- Takes a descriptor that is over out of what later ones are judged on, but for its count_denied hits.
-local function put_out(from, to)
-  for i = from, to do
-    local hit = hits[i]
+  -- What a hit is told of its counter after the request: how long, plus 1, until `need` fits or, where it fitted, until more is
+  -- left; 0: never.
+  local function wait_of(state, over, limit, need)
+    if not over then return state.algorithm.reset(state, limit) + 1
+    elseif need > limit then return 0
+    elseif state.used + need <= limit then return 1
+    else return state.algorithm.wait(state, limit - need) + 1 end
+  end
+
+  -- Takes a count_denied hit into what later ones are judged on.
+  local function foresee_charge(hit)
     local state = hit.state
-    hit.out = true
-    state.sure = state.sure - hit.charged
-    if not hit.over and hit.refund == 0 and hit.count_denied == 0 then state.asked = state.asked - hit.amount end
+    hit.charged = math.max(math.min(hit.amount, hit.most - (state.used + state.asked + state.sure)), 0)
+    state.sure = state.sure + hit.charged
   end
-  -- Anew, for there may be more room without the others.
-  for i = from, to do
-    local hit = hits[i]
-    if hit.count_denied == 1 and hit.refund == 0 then foresee_charge(hit) end
-  end
-end
 
--- Records what the verdict leaves of a request's hits, and only then tallies them.
-local function conclude(count, admitted, say_where)
-  say(pack('B', admitted and 1 or 0))
-  for i = 1, count do
-    local hit = hits[i]
-    local state = hit.state
-    if hit.refund == 1 then state.algorithm.refund(state, hit.amount)
-    elseif hit.refund == 2 then state.algorithm.take_back(state, hit.amount, hit.need)
-    elseif hit.refund == 3 then
-      hit.granted = math.max(math.min(hit.amount, hit.limit - state.used), 0)
-      hit.lasts = hit.granted > 0 and state.algorithm.grant(state, hit.granted, hit.pace) or 0
-    elseif hit.amount > 0 then
-      if admitted and not hit.out then state.algorithm.record(state, hit.amount, hit.pace)
-      elseif hit.count_denied == 1 then charge(state, hit.amount, hit.most, hit.pace_denied) end
+  -- Takes a descriptor that is over out of what later ones are judged on, but for its count_denied hits.
+  local function put_out(from, to)
+    for i = from, to do
+      local hit = hits[i]
+      local state = hit.state
+      hit.out = true
+      state.sure = state.sure - hit.charged
+      if not hit.over and hit.refund == 0 and hit.count_denied == 0 then state.asked = state.asked - hit.amount end
     end
-    state.asked, state.sure = 0, 0
-  end
-  for i = 1, count do
-    local hit = hits[i]
-    local over, need = hit.over, hit.need
-    if hit.refund == 3 then
-      -- Who got less than was asked for is told when there will be more.
-      over, need = hit.granted < hit.amount, 1
-    elseif not admitted then
-      -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
-      need = need + hit.asked_before
+    -- Anew, for there may be more room without the others.
+    for i = from, to do
+      local hit = hits[i]
+      if hit.count_denied == 1 and hit.refund == 0 then foresee_charge(hit) end
     end
-    say(pack('>BI7I7', over and 1 or 0, hit.state.used, wait_of(hit.state, over, hit.limit, need)))
   end
-  if say_where then
+
+  -- Records what the verdict leaves of a request's hits, and only then tallies them.
+  local function conclude(count, admitted, say_where)
+    say(pack('B', admitted and 1 or 0))
     for i = 1, count do
       local hit = hits[i]
-      say(pack('>I7', hit.state.algorithm.recorded_at(hit.state)))
-      if hit.refund == 3 then say(pack('>I7I7', hit.granted, hit.lasts)) end
+      local state = hit.state
+      if hit.refund == 1 then state.algorithm.refund(state, hit.amount)
+      elseif hit.refund == 2 then state.algorithm.take_back(state, hit.amount, hit.need)
+      elseif hit.refund == 3 then
+        hit.granted = math.max(math.min(hit.amount, hit.limit - state.used), 0)
+        hit.lasts = hit.granted > 0 and state.algorithm.grant(state, hit.granted, hit.pace) or 0
+      elseif hit.amount > 0 then
+        if admitted and not hit.out then state.algorithm.record(state, hit.amount, hit.pace)
+        elseif hit.count_denied == 1 then charge(state, hit.amount, hit.most, hit.pace_denied) end
+      end
+      state.asked, state.sure = 0, 0
+    end
+    for i = 1, count do
+      local hit = hits[i]
+      local over, need = hit.over, hit.need
+      if hit.refund == 3 then
+        -- Who got less than was asked for is told when there will be more.
+        over, need = hit.granted < hit.amount, 1
+      elseif not admitted then
+        -- What the request's earlier hits asked of the counter is asked again next time, unless it is counted already.
+        need = need + hit.asked_before
+      end
+      say(pack('>BI7I7', over and 1 or 0, hit.state.used, wait_of(hit.state, over, hit.limit, need)))
+    end
+    if say_where then
+      for i = 1, count do
+        local hit = hits[i]
+        say(pack('>I7', hit.state.algorithm.recorded_at(hit.state)))
+        if hit.refund == 3 then say(pack('>I7I7', hit.granted, hit.lasts)) end
+      end
     end
   end
-end
 
-while position <= #batch do
-  local count = 0
-  local descriptor_from, descriptor_over = 1, false
-  local denied, quotas, quotas_fitting = false, 0, 0
-  local failure, last
-  local concluded = false
-  repeat
-    local number, kind, count_denied, refund, alone, counter, limit, most, window, need, amount, pace, pace_denied
-    number, kind, count_denied, refund, last, alone, counter, limit, most, window, need, amount, pace, pace_denied, position =
-      unpack('>BBBBBBHI7I7I7I7I7I7I7', batch, position)
-    -- One hit is the whole request: the common case.
-    local single = last == 2 and count == 0 and refund == 0 and not failure
-    local state = states[counter]
-    if not state then
-      local algorithm, why = algorithms[number]
-      if not algorithm then
-        algorithm = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
-        algorithms[number] = algorithm
-      end
-      if single and alone == 1 then
-        -- Mostly it fits, and nobody else in the batch asks for its counter: then that needs no table.
-        local used, wait
-        used, wait, state, why = algorithm.take(KEYS[counter], window, limit, need, amount, pace)
-        if used then
-          say(pack('>BBI7I7', 1, 0, used, wait + 1))
-          concluded = true
-          break
-        end
-      else
-        state, why = algorithm.load(KEYS[counter], window)
+  -- Decides the request whose first hit's basis was read at `position`; the position after the request. Of a plain hit what load
+  -- gives is known as well.
+  local function decide(position, number, counter, limit, window, need, amount, pace, state, why)
+    local count = 0
+    local descriptor_from, descriptor_over = 1, false
+    local denied, quotas, quotas_fitting = false, 0, 0
+    local failure
+    while true do
+      local kind, count_denied, refund, last, most, pace_denied = unpack(REST, batch, position + BASIS_SIZE)
+      position = position + BASIS_SIZE + REST_SIZE
+      if not state and not why then
+        state = states[counter]
+        if not state then state, why = (algorithms[number] or make(number)).on_states().load(KEYS[counter], window) end
       end
       states[counter] = state
       failure = failure or why
+      if not state then
+        -- The rest of the request is read, and not decided.
+      elseif last == 2 and count == 0 and refund == 0 and not failure then
+        -- One hit is all of the request: decided without a table for it.
+        local over = state.used + need > limit
+        if not over then
+          if amount > 0 then state.algorithm.record(state, amount, pace) end
+        elseif count_denied == 1 then charge(state, amount, most, pace_denied) end
+        local admitted = not over or kind % 2 == 1
+        say(pack('>BBI7I7', admitted and 1 or 0, over and 1 or 0, state.used, wait_of(state, over, limit, need)))
+        return position
+      else
+        local used = state.used + state.sure + state.asked
+        count = count + 1
+        local hit = hits[count]
+        if not hit then
+          hit = {}
+          hits[count] = hit
+        end
+        hit.state, hit.over, hit.out, hit.amount, hit.refund = state, used + need > limit, false, amount, refund
+        hit.count_denied, hit.limit, hit.most, hit.need = count_denied, limit, most, need
+        hit.pace, hit.pace_denied, hit.asked_before, hit.charged = pace, pace_denied, state.asked, 0
+        if refund > 0 then
+          -- What is taken back or granted comes as a request of its own, with nothing in it to be judged on top.
+          hit.over = false
+          if refund == 1 then state.sure = state.sure - math.min(amount, used) end
+        elseif count_denied == 1 then
+          foresee_charge(hit)
+        elseif not hit.over then
+          state.asked = state.asked + amount
+        end
+        descriptor_over = descriptor_over or hit.over
+      end
+      if last > 0 then
+        if descriptor_over then
+          put_out(descriptor_from, count)
+          denied = denied or kind == 0
+        end
+        if kind >= 2 then
+          quotas = quotas + 1
+          if not descriptor_over or kind == 3 then quotas_fitting = quotas_fitting + 1 end
+        end
+        descriptor_from, descriptor_over = count + 1, false
+      end
+      if last >= 2 then
+        if failure then
+          say(pack('>BH', 2, #failure) .. failure)
+          for i = 1, count do hits[i].state.asked, hits[i].state.sure = 0, 0 end
+        else
+          conclude(count, not denied and (quotas == 0 or quotas_fitting > 0), last == 3)
+        end
+        return position
+      end
+      local _
+      number, _, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
+      state, why = nil, nil
     end
-    if not state then
-      -- The rest of the request is read, and not decided.
-    elseif single then
-      -- Decided without a table for the hit.
-      local over = state.used + need > limit
-      if not over then
-        if amount > 0 then state.algorithm.record(state, amount, pace) end
-      elseif count_denied == 1 then charge(state, amount, most, pace_denied) end
-      local admitted = not over or kind % 2 == 1
-      say(pack('>BBI7I7', admitted and 1 or 0, over and 1 or 0, state.used, wait_of(state, over, limit, need)))
-      concluded = true
-      break
-    else
-      local used = state.used + state.sure + state.asked
-      count = count + 1
-      local hit = hits[count]
-      if not hit then
-        hit = {}
-        hits[count] = hit
-      end
-      hit.state, hit.over, hit.out, hit.amount, hit.refund = state, used + need > limit, false, amount, refund
-      hit.count_denied, hit.limit, hit.most, hit.need = count_denied, limit, most, need
-      hit.pace, hit.pace_denied, hit.asked_before, hit.charged = pace, pace_denied, state.asked, 0
-      if refund > 0 then
-        -- What is taken back or granted comes as a request of its own, with nothing in it to be judged on top.
-        hit.over = false
-        if refund == 1 then state.sure = state.sure - math.min(amount, used) end
-      elseif count_denied == 1 then
-        foresee_charge(hit)
-      elseif not hit.over then
-        state.asked = state.asked + amount
-      end
-      descriptor_over = descriptor_over or hit.over
-    end
-    if last > 0 then
-      if descriptor_over then
-        put_out(descriptor_from, count)
-        denied = denied or kind == 0
-      end
-      if kind >= 2 then
-        quotas = quotas + 1
-        if not descriptor_over or kind == 3 then quotas_fitting = quotas_fitting + 1 end
-      end
-      descriptor_from, descriptor_over = count + 1, false
-    end
-  until last >= 2
-  if concluded then
-    -- All of it is said.
-  elseif failure then
-    say(pack('>BH', 2, #failure) .. failure)
-    for i = 1, count do hits[i].state.asked, hits[i].state.sure = 0, 0 end
+  end
+
+  return decide
+end
+
+local position, decide = 1, nil
+while position <= #batch do
+  local number, plain, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
+  local used, wait, state, why
+  if plain == 1 then
+    used, wait, state, why = (algorithms[number] or make(number)).take(KEYS[counter], window, limit, need, amount, pace)
+  end
+  if used then
+    filled = filled + 1
+    reply[filled] = pack('>BBI7I7', 1, 0, used, wait + 1)
+    position = position + BASIS_SIZE + REST_SIZE
   else
-    conclude(count, not denied and (quotas == 0 or quotas_fitting > 0), last == 3)
+    decide = decide or requests()
+    position = decide(position, number, counter, limit, window, need, amount, pace, state, why)
   end
 end
 

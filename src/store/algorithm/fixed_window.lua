@@ -6,7 +6,7 @@
 -- The key expires when the window ends.
 local function fixed_window()
   local VALUE, VALUE_SIZE = '>I7I7', 14
-  local algorithm
+  local functions -- on states
 
   -- What counts of a key as of now: the window's number, and its hits; or nil and why not.
   --   expires  the key is set to expire when this window ends
@@ -34,60 +34,65 @@ local function fixed_window()
     if not expires then call('PEXPIRE', key, digits(math.ceil(rest(number, window) / 1000))) end
   end
 
-  -- The same as a state; or nil and why not.
-  local function held(key, window, number, used, expires, moved)
-    if not number then return nil, used end
-    return { algorithm = algorithm, key = key, window = window, number = number, used = used, expires = expires,
-      dirty = moved, asked = 0, sure = 0 }
-  end
+  local function on_states()
+    if functions then return functions end
 
-  local function load(key, window)
-    return held(key, window, read(key, window))
+    -- The same as a state; or nil and why not.
+    local function held(key, window, number, used, expires, moved)
+      if not number then return nil, used end
+      return { algorithm = functions, key = key, window = window, number = number, used = used, expires = expires,
+        dirty = moved, asked = 0, sure = 0 }
+    end
+
+    local function load(key, window)
+      return held(key, window, read(key, window))
+    end
+
+    -- Until the window ends, whatever is waited for.
+    local function reset(counted)
+      return rest(counted.number, counted.window)
+    end
+
+    local function write(counted)
+      if counted.used == 0 then call('DEL', counted.key)
+      else put(counted.key, counted.window, counted.number, counted.used, counted.expires) end
+      counted.expires, counted.dirty = counted.used > 0, nil
+    end
+
+    local function record(counted, hits)
+      counted.used, counted.dirty = counted.used + hits, true
+    end
+
+    local function grant(counted, hits, tick)
+      local soon = now + math.floor(tick / 4)
+      record(counted, hits)
+      return math.min(soon - soon % tick + tick - 1 - now, reset(counted))
+    end
+
+    local function refund(counted, hits)
+      if counted.used > 0 then counted.used, counted.dirty = math.max(counted.used - hits, 0), true end
+    end
+
+    local function recorded_at(counted)
+      return counted.number
+    end
+
+    local function take_back(counted, hits, number)
+      if counted.number == number then refund(counted, hits) end
+    end
+
+    functions = { held = held, load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
+      take_back = take_back, wait = reset, reset = reset, write = write }
+    return functions
   end
 
   local function take(key, window, limit, need, amount)
     local number, used, expires, moved = read(key, window)
-    if not number or moved or used + need > limit then return nil, nil, held(key, window, number, used, expires, moved) end
+    if not number or moved or used + need > limit then return nil, nil, on_states().held(key, window, number, used, expires, moved) end
     used = used + amount
     if amount > 0 then put(key, window, number, used, expires) end
     return used, rest(number, window)
   end
 
-  -- Until the window ends, whatever is waited for.
-  local function reset(counted)
-    return rest(counted.number, counted.window)
-  end
-
-  local function write(counted)
-    if counted.used == 0 then call('DEL', counted.key)
-    else put(counted.key, counted.window, counted.number, counted.used, counted.expires) end
-    counted.expires, counted.dirty = counted.used > 0, nil
-  end
-
-  local function record(counted, hits)
-    counted.used, counted.dirty = counted.used + hits, true
-  end
-
-  local function grant(counted, hits, tick)
-    local soon = now + math.floor(tick / 4)
-    record(counted, hits)
-    return math.min(soon - soon % tick + tick - 1 - now, reset(counted))
-  end
-
-  local function refund(counted, hits)
-    if counted.used > 0 then counted.used, counted.dirty = math.max(counted.used - hits, 0), true end
-  end
-
-  local function recorded_at(counted)
-    return counted.number
-  end
-
-  local function take_back(counted, hits, number)
-    if counted.number == number then refund(counted, hits) end
-  end
-
-  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
-    take_back = take_back, wait = reset, reset = reset, write = write }
-  return algorithm
+  return { take = take, on_states = on_states }
 end
-

@@ -12,7 +12,7 @@
 local function sliding_window_log()
   local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
   local TOTALS = 9007199254740992 -- 2^53
-  local algorithm
+  local functions -- on states
 
   local function minus(a, b)
     if a < b then return a - b + TOTALS end
@@ -27,7 +27,7 @@ local function sliding_window_log()
   -- What counts of a key's log as of now; or nil and why not. After the header's numbers:
   --   used    the hits that count
   --   stored  the header's member in Redis, where the entry being filled stands there already
-  --   left    entries in Redis have left, the oldest or all of them
+  --   left    the rank in Redis of the newest entry that has left, from the end where it is below 0
   local function read(key, window)
     local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
     if found.err then return nil, found.err end
@@ -36,7 +36,7 @@ local function sliding_window_log()
     if #stored ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
     local time, before, after, base, first = unpack(ENTRY, stored)
     local left
-    if time <= now - window then return 0, 0, 0, 0, 0, 0, nil, true end
+    if time <= now - window then return 0, 0, 0, 0, 0, 0, nil, 1 end
     if time > now + window then
       -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
       time = now + window
@@ -49,171 +49,183 @@ local function sliding_window_log()
       call('ZADD', key, -time, stored)
       call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
     elseif first <= now - window then
-      local oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
+      -- Mostly one or two entries have left. Ranks from the end are found at once, and scores past all newer entries.
+      local oldest
+      local tail = call('ZRANGE', key, '-4', '-1')
+      for i = #tail, 1, -1 do
+        if unpack('>I7', tail[i]) > now - window then
+          oldest, left = tail[i], i - #tail
+          break
+        end
+      end
+      if not oldest then
+        oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
+        left = -call('ZREVRANK', key, oldest)
+      end
+      if left == 0 then left = nil end -- or it would be all that is there
       local oldest_before
       first, oldest_before = unpack(ENTRY, oldest)
       if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
-      left = true
     end
     return time, before, after, base, first, minus(after, base), stored, left
   end
 
-  -- Puts what counts into Redis. The header's member.
+  -- Puts what counts into Redis: the header, that of this time.
   --   expiry  a time for which the key's expiry was set
-  local function put(key, window, time, before, after, base, first, stored, left, expiry)
-    local header = pack(ENTRY, time, before, after, base, first)
+  local function put(key, window, time, header, stored, left, expiry)
     call('ZADD', key, digits(-time), header)
     -- What goes goes after ZADD: a key that lost its only member would lose its expiry, and while its slot moves, its place.
-    if left then call('ZREMRANGEBYSCORE', key, digits(window - now), '+inf') end
+    if left then call('ZREMRANGEBYRANK', key, digits(left), '-1') end
     if stored and stored ~= header then call('ZREM', key, stored) end
     local step = window / 8 -- the expiry is set once in so long, and reaches one step further
     if time - time % step ~= expiry - expiry % step then
       call('PEXPIRE', key, digits(math.ceil((time + window + step - now) / 1000)))
     end
-    return header
   end
 
-  -- The same as a state; or nil and why not.
-  local function held(key, window, time, before, after, base, first, used, stored, left)
-    if not time then return nil, before end
-    return { algorithm = algorithm, key = key, window = window, time = time, before = before, after = after, base = base,
-      first = first, used = used, stored = stored, left = left, expiry = time, asked = 0, sure = 0 }
-  end
+  local function on_states()
+    if functions then return functions end
 
-  local function load(key, window)
-    return held(key, window, read(key, window))
-  end
+    -- The same as a state; or nil and why not.
+    local function held(key, window, time, before, after, base, first, used, stored, left)
+      if not time then return nil, before end
+      return { algorithm = functions, key = key, window = window, time = time, before = before, after = after, base = base,
+        first = first, used = used, stored = stored, left = left, expiry = time, asked = 0, sure = 0 }
+    end
 
-  local function end_of_tick(tick)
-    return now - now % tick + tick - 1
+    local function load(key, window)
+      return held(key, window, read(key, window))
+    end
+
+    local function write(log)
+      local header = pack(ENTRY, log.time, log.before, log.after, log.base, log.first)
+      put(log.key, log.window, log.time, header, log.stored, log.left, log.expiry)
+      log.stored, log.expiry, log.dirty, log.left = header, log.time, nil, nil
+    end
+
+    -- Records hits at this time, or later, in the newest entry, where time went ahead.
+    local function record_at(log, hits, at)
+      if at > log.time then
+        if log.dirty then write(log) end
+        log.stored, log.time, log.before = nil, at, log.after
+        if log.first == 0 then log.first = at end
+      end
+      log.after, log.used, log.dirty = plus(log.after, hits), log.used + hits, true
+    end
+
+    -- At the end of the current tick.
+    local function record(log, hits, tick)
+      record_at(log, hits, now - now % tick + tick - 1)
+    end
+
+    local function grant(log, hits, tick)
+      local soon = now + math.floor(tick / 4)
+      local ends = soon - soon % tick + tick - 1
+      record_at(log, hits, ends)
+      return ends - now
+    end
+
+    -- The time of the oldest entry by whose leaving so many of the counted hits have left. Binary search by rank.
+    local function nth(log, hits)
+      if log.dirty then write(log) end
+      local newest, oldest = 0, call('ZCOUNT', log.key, '-inf', log.window - now - 1) - 1
+      while newest < oldest do
+        local rank = math.ceil((newest + oldest) / 2)
+        local _, _, after = unpack(ENTRY, call('ZRANGE', log.key, rank, rank)[1])
+        if minus(after, log.base) >= hits then newest = rank else oldest = rank - 1 end
+      end
+      return (unpack(ENTRY, call('ZRANGE', log.key, newest, newest)[1]))
+    end
+
+    -- Takes the oldest hits out, as if they had left.
+    local function refund(log, hits)
+      if hits >= log.used then
+        if log.first > 0 then
+          call('DEL', log.key)
+          log.time, log.before, log.after, log.base, log.first, log.used, log.expiry = 0, 0, 0, 0, 0, 0, 0
+          log.stored, log.dirty, log.left = nil, nil, nil
+        end
+      elseif hits > 0 then
+        log.first = nth(log, hits + 1)
+        log.base = plus(log.base, hits)
+        call('ZREMRANGEBYSCORE', log.key, '(' .. digits(-log.first), '+inf')
+        if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
+        log.used, log.left, log.dirty = log.used - hits, nil, true
+      end
+    end
+
+    local function recorded_at(log)
+      return log.time
+    end
+
+    -- Takes hits out of the entry of that time, and out of the totals of those after it; an entry left empty goes.
+    local function take_back(log, hits, time)
+      if log.used == 0 or time < log.first then return end -- They have left.
+      if log.dirty then write(log) end
+      local key, header = log.key, log.stored
+      local entries = call('ZRANGEBYSCORE', key, '-inf', -time) -- the newest first, the one of that time last
+      local rank = #entries
+      if rank == 0 then return end
+      local at, before, after = unpack(ENTRY, entries[rank])
+      if at ~= time then return end
+      local counted = math.min(minus(after, before), minus(after, log.base))
+      hits = math.min(hits, counted)
+      if hits >= log.used then return refund(log, hits) end
+      for i = 2, rank do
+        local other_at, other_before, other_after = unpack(ENTRY, entries[i])
+        if i < rank then other_before = minus(other_before, hits) end
+        if i < rank or hits < counted then
+          call('ZADD', key, -other_at, pack(ENTRY, other_at, other_before, minus(other_after, hits), 0, 0))
+        end
+        call('ZREM', key, entries[i]) -- after ZADD, as in write
+      end
+      if hits == counted and time == log.first then log.first = (unpack(ENTRY, entries[rank - 1])) end
+      if hits == counted and rank == 1 then
+        log.stored = call('ZRANGE', key, 1, 1)[1]
+        log.time, log.before, log.after = unpack(ENTRY, log.stored)
+        call('ZREM', key, header)
+      else
+        if rank > 1 then log.before = minus(log.before, hits) end
+        log.after = minus(log.after, hits)
+      end
+      if log.first == log.time then log.before = log.base end -- as in refund
+      log.used, log.dirty = log.used - hits, true
+    end
+
+    -- Until at most `hits`, fewer than now, are counted, in microseconds.
+    local function wait(log, hits)
+      local leaving, time = log.used - hits, log.first
+      if leaving > 1 then time = nth(log, leaving) end
+      return time + log.window - now
+    end
+
+    -- Until the oldest hits leave; 0 if there are none.
+    local function reset(log)
+      if log.first == 0 then return 0 end
+      return log.first + log.window - now
+    end
+
+    functions = { held = held, load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
+      take_back = take_back, wait = wait, reset = reset, write = write }
+    return functions
   end
 
   local function take(key, window, limit, need, amount, tick)
     local time, before, after, base, first, used, stored, left = read(key, window)
     if not time or used + need > limit then
-      return nil, nil, held(key, window, time, before, after, base, first, used, stored, left)
+      return nil, nil, on_states().held(key, window, time, before, after, base, first, used, stored, left)
     end
     if amount > 0 then
-      local at, expiry = end_of_tick(tick), time
+      local at, expiry = now - now % tick + tick - 1, time -- the end of the current tick
       if at > time then
         stored, time, before = nil, at, after
         if first == 0 then first = at end
       end
       after, used = plus(after, amount), used + amount
-      put(key, window, time, before, after, base, first, stored, left, expiry)
+      put(key, window, time, pack(ENTRY, time, before, after, base, first), stored, left, expiry)
     end
     return used, first == 0 and 0 or first + window - now
   end
 
-  local function write(log)
-    log.stored = put(log.key, log.window, log.time, log.before, log.after, log.base, log.first, log.stored, log.left, log.expiry)
-    log.expiry, log.dirty, log.left = log.time, nil, nil
-  end
-
-  -- Records hits at this time, or later, in the newest entry, where time went ahead.
-  local function record_at(log, hits, at)
-    if at > log.time then
-      if log.dirty then write(log) end
-      log.stored, log.time, log.before = nil, at, log.after
-      if log.first == 0 then log.first = at end
-    end
-    log.after, log.used, log.dirty = plus(log.after, hits), log.used + hits, true
-  end
-
-  -- At the end of the current tick.
-  local function record(log, hits, tick)
-    record_at(log, hits, end_of_tick(tick))
-  end
-
-  local function grant(log, hits, tick)
-    local soon = now + math.floor(tick / 4)
-    local ends = soon - soon % tick + tick - 1
-    record_at(log, hits, ends)
-    return ends - now
-  end
-
-  -- The time of the oldest entry by whose leaving so many of the counted hits have left. Binary search by rank.
-  local function nth(log, hits)
-    if log.dirty then write(log) end
-    local newest, oldest = 0, call('ZCOUNT', log.key, '-inf', log.window - now - 1) - 1
-    while newest < oldest do
-      local rank = math.ceil((newest + oldest) / 2)
-      local _, _, after = unpack(ENTRY, call('ZRANGE', log.key, rank, rank)[1])
-      if minus(after, log.base) >= hits then newest = rank else oldest = rank - 1 end
-    end
-    return (unpack(ENTRY, call('ZRANGE', log.key, newest, newest)[1]))
-  end
-
-  -- Takes the oldest hits out, as if they had left.
-  local function refund(log, hits)
-    if hits >= log.used then
-      if log.first > 0 then
-        call('DEL', log.key)
-        log.time, log.before, log.after, log.base, log.first, log.used, log.expiry = 0, 0, 0, 0, 0, 0, 0
-        log.stored, log.dirty, log.left = nil, nil, nil
-      end
-    elseif hits > 0 then
-      log.first = nth(log, hits + 1)
-      log.base = plus(log.base, hits)
-      call('ZREMRANGEBYSCORE', log.key, '(' .. digits(-log.first), '+inf')
-      if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
-      log.used, log.left, log.dirty = log.used - hits, nil, true
-    end
-  end
-
-  local function recorded_at(log)
-    return log.time
-  end
-
-  -- Takes hits out of the entry of that time, and out of the totals of those after it; an entry left empty goes.
-  local function take_back(log, hits, time)
-    if log.used == 0 or time < log.first then return end -- They have left.
-    if log.dirty then write(log) end
-    local key, header = log.key, log.stored
-    local entries = call('ZRANGEBYSCORE', key, '-inf', -time) -- the newest first, the one of that time last
-    local rank = #entries
-    if rank == 0 then return end
-    local at, before, after = unpack(ENTRY, entries[rank])
-    if at ~= time then return end
-    local counted = math.min(minus(after, before), minus(after, log.base))
-    hits = math.min(hits, counted)
-    if hits >= log.used then return refund(log, hits) end
-    for i = 2, rank do
-      local other_at, other_before, other_after = unpack(ENTRY, entries[i])
-      if i < rank then other_before = minus(other_before, hits) end
-      if i < rank or hits < counted then
-        call('ZADD', key, -other_at, pack(ENTRY, other_at, other_before, minus(other_after, hits), 0, 0))
-      end
-      call('ZREM', key, entries[i]) -- after ZADD, as in write
-    end
-    if hits == counted and time == log.first then log.first = (unpack(ENTRY, entries[rank - 1])) end
-    if hits == counted and rank == 1 then
-      log.stored = call('ZRANGE', key, 1, 1)[1]
-      log.time, log.before, log.after = unpack(ENTRY, log.stored)
-      call('ZREM', key, header)
-    else
-      if rank > 1 then log.before = minus(log.before, hits) end
-      log.after = minus(log.after, hits)
-    end
-    if log.first == log.time then log.before = log.base end -- as in refund
-    log.used, log.dirty = log.used - hits, true
-  end
-
-  -- Until at most `hits`, fewer than now, are counted, in microseconds.
-  local function wait(log, hits)
-    local leaving, time = log.used - hits, log.first
-    if leaving > 1 then time = nth(log, leaving) end
-    return time + log.window - now
-  end
-
-  -- Until the oldest hits leave; 0 if there are none.
-  local function reset(log)
-    if log.first == 0 then return 0 end
-    return log.first + log.window - now
-  end
-
-  algorithm = { load = load, take = take, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
-    take_back = take_back, wait = wait, reset = reset, write = write }
-  return algorithm
+  return { take = take, on_states = on_states }
 end
-

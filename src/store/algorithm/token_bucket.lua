@@ -10,7 +10,7 @@
 local function token_bucket()
   local VALUE, VALUE_SIZE = '>I7I7I7I7', 28
   local EXACT = 9007199254740992 -- 2^53, the last whole number that Lua can count to
-  local algorithm
+  local functions -- on states
 
   -- a * b / c as quotient and remainder, for a product far above 2^53 too: then digit by digit of a, from the highest on,
   -- to a base so small that no step leaves 2^53. b and c are at most 10^15, and the quotient is below 2^53.
@@ -99,21 +99,81 @@ local function token_bucket()
     return rest_of(at, whole, part, limit, window, math.min(used, burst) - 1)
   end
 
-  -- The same as a state; or nil and why not.
-  local function held(key, window, at, whole, part, limit, used, expiry, moved)
-    if not at then return nil, whole end
-    return { algorithm = algorithm, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
-      used = used, expiry = expiry, dirty = moved, asked = 0, sure = 0 }
-  end
+  local function on_states()
+    if functions then return functions end
 
-  local function load(key, window)
-    return held(key, window, read(key, window))
+    -- The same as a state; or nil and why not.
+    local function held(key, window, at, whole, part, limit, used, expiry, moved)
+      if not at then return nil, whole end
+      return { algorithm = functions, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
+        used = used, expiry = expiry, dirty = moved, asked = 0, sure = 0 }
+    end
+
+    local function load(key, window)
+      return held(key, window, read(key, window))
+    end
+
+    local function write(bucket)
+      if bucket.used == 0 then
+        call('DEL', bucket.key)
+        bucket.expiry = nil
+      else
+        bucket.expiry = put(bucket.key, bucket.window, bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.expiry)
+      end
+      bucket.dirty = nil
+    end
+
+    local function record(bucket, hits, limit)
+      bucket.whole, bucket.part = filled(bucket.whole, bucket.part, bucket.limit, hits, bucket.window, limit)
+      bucket.limit, bucket.used, bucket.dirty = limit, bucket.used + hits, true
+    end
+
+    local function refund(bucket, hits)
+      if hits >= bucket.used then
+        bucket.dirty = bucket.dirty or bucket.used > 0
+        bucket.whole, bucket.part, bucket.used = 0, 0, 0
+      else
+        local whole, part = divide(hits, bucket.window, bucket.limit)
+        whole, part = bucket.whole - whole, bucket.part - part
+        if part < 0 then whole, part = whole - 1, part + bucket.limit end
+        bucket.whole, bucket.part, bucket.used, bucket.dirty = whole, part, bucket.used - hits, true
+      end
+    end
+
+    local function recorded_at(bucket)
+      return bucket.at
+    end
+
+    -- What may have drained since of what the hits filled in is not theirs any more: had the bucket been empty meanwhile, the
+    -- hits alone would have drained.
+    local function take_back(bucket, hits, at)
+      if bucket.used == 0 then return end
+      local whole, part = divide(hits, bucket.window, bucket.limit)
+      whole = whole - math.max(bucket.at - at, 0)
+      if whole < 0 then return end
+      whole, part = bucket.whole - whole, bucket.part - part
+      if part < 0 then whole, part = whole - 1, part + bucket.limit end
+      if whole < 0 then whole, part = 0, 0 end
+      bucket.whole, bucket.part, bucket.used, bucket.dirty = whole, part, level(whole, part, bucket.limit, bucket.window), true
+    end
+
+    local function wait(bucket, hits)
+      return rest_of(bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.window, hits)
+    end
+
+    local function reset(bucket, burst)
+      return reset_of(bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.window, bucket.used, burst)
+    end
+
+    functions = { held = held, load = load, record = record, refund = refund, recorded_at = recorded_at,
+      take_back = take_back, wait = wait, reset = reset, write = write }
+    return functions
   end
 
   local function take(key, window, burst, need, amount, pace)
     local at, whole, part, limit, used, expiry, moved = read(key, window)
     if not at or moved or used + need > burst then
-      return nil, nil, held(key, window, at, whole, part, limit, used, expiry, moved)
+      return nil, nil, on_states().held(key, window, at, whole, part, limit, used, expiry, moved)
     end
     if amount > 0 then
       whole, part = filled(whole, part, limit, amount, window, pace)
@@ -123,60 +183,5 @@ local function token_bucket()
     return used, reset_of(at, whole, part, limit, window, used, burst)
   end
 
-  local function write(bucket)
-    if bucket.used == 0 then
-      call('DEL', bucket.key)
-      bucket.expiry = nil
-    else
-      bucket.expiry = put(bucket.key, bucket.window, bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.expiry)
-    end
-    bucket.dirty = nil
-  end
-
-  local function record(bucket, hits, limit)
-    bucket.whole, bucket.part = filled(bucket.whole, bucket.part, bucket.limit, hits, bucket.window, limit)
-    bucket.limit, bucket.used, bucket.dirty = limit, bucket.used + hits, true
-  end
-
-  local function refund(bucket, hits)
-    if hits >= bucket.used then
-      bucket.dirty = bucket.dirty or bucket.used > 0
-      bucket.whole, bucket.part, bucket.used = 0, 0, 0
-    else
-      local whole, part = divide(hits, bucket.window, bucket.limit)
-      whole, part = bucket.whole - whole, bucket.part - part
-      if part < 0 then whole, part = whole - 1, part + bucket.limit end
-      bucket.whole, bucket.part, bucket.used, bucket.dirty = whole, part, bucket.used - hits, true
-    end
-  end
-
-  local function recorded_at(bucket)
-    return bucket.at
-  end
-
-  -- What may have drained since of what the hits filled in is not theirs any more: had the bucket been empty meanwhile, the
-  -- hits alone would have drained.
-  local function take_back(bucket, hits, at)
-    if bucket.used == 0 then return end
-    local whole, part = divide(hits, bucket.window, bucket.limit)
-    whole = whole - math.max(bucket.at - at, 0)
-    if whole < 0 then return end
-    whole, part = bucket.whole - whole, bucket.part - part
-    if part < 0 then whole, part = whole - 1, part + bucket.limit end
-    if whole < 0 then whole, part = 0, 0 end
-    bucket.whole, bucket.part, bucket.used, bucket.dirty = whole, part, level(whole, part, bucket.limit, bucket.window), true
-  end
-
-  local function wait(bucket, hits)
-    return rest_of(bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.window, hits)
-  end
-
-  local function reset(bucket, burst)
-    return reset_of(bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.window, bucket.used, burst)
-  end
-
-  algorithm = { load = load, take = take, record = record, refund = refund, recorded_at = recorded_at, take_back = take_back,
-    wait = wait, reset = reset, write = write }
-  return algorithm
+  return { take = take, on_states = on_states }
 end
-

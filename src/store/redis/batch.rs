@@ -80,10 +80,10 @@ pub(super) const HITS_MAX: usize = 65_535;
 const FIXED_WINDOW: u8 = 3;
 
 /// Bytes of one hit.
-const HIT_SIZE: usize = 6 + 2 + 7 * 7;
+const HIT_SIZE: usize = 2 + 2 + 5 * 7 + 4 + 2 * 7;
 
-/// Which of them says that no other hit of the batch is on its counter.
-const ALONE_AT: usize = 5;
+/// Which of them says that it is plain.
+const PLAIN_AT: usize = 1;
 
 /// A request's hits, for the queue, on keys that begin with `prefix`.
 pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
@@ -172,9 +172,9 @@ impl Batch {
                     (first_hits.len() as u16, at)
                 });
                 let alone = first_at == at;
-                ask.write(alone, place, &mut encoded);
+                ask.write(alone && asks.len() == 1 && ask.is_plain(), place, &mut encoded);
                 if !alone {
-                    encoded[first_at + ALONE_AT] = 0;
+                    encoded[first_at + PLAIN_AT] = 0;
                 }
             }
         }
@@ -224,7 +224,12 @@ impl Ask {
         self.algorithm != FIXED_WINDOW
     }
 
-    fn write(&self, alone: bool, place: u16, out: &mut Vec<u8>) {
+    /// Whether nothing but a verdict and a tally is to be told of it, once it has taken its hits, where it is all of a request.
+    fn is_plain(&self) -> bool {
+        matches!((self.flow, self.last), (Flow::Taken, Last::Request))
+    }
+
+    fn write(&self, plain: bool, place: u16, out: &mut Vec<u8>) {
         out.reserve(HIT_SIZE);
         let kind = match self.kind {
             Kind::Enforce => 0,
@@ -232,10 +237,14 @@ impl Ask {
             Kind::Quota => 2,
             Kind::QuotaShadow => 3,
         };
-        out.extend([self.algorithm, kind, u8::from(self.count_denied), self.flow as u8, self.last as u8, u8::from(alone)]);
-        out.extend(place.to_be_bytes());
         let Terms { limit, most, window, need, amount, pace, pace_denied } = self.terms;
-        for number in [limit, most, window, need, amount, pace, pace_denied] {
+        out.extend([self.algorithm, u8::from(plain)]);
+        out.extend(place.to_be_bytes());
+        for number in [limit, window, need, amount, pace] {
+            out.extend(&number.to_be_bytes()[1..]);
+        }
+        out.extend([kind, u8::from(self.count_denied), self.flow as u8, self.last as u8]);
+        for number in [most, pace_denied] {
             out.extend(&number.to_be_bytes()[1..]);
         }
     }
@@ -295,17 +304,31 @@ mod tests {
     use crate::limit::{Cost, Limit, Window};
 
     #[test]
-    fn a_hit_is_alone_where_no_other_one_of_the_batch_is_on_its_counter() {
-        let hit = |client: &'static str| {
-            let (client, algorithm) = ([client].into_iter().collect(), Algorithm::default());
-            let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm, window: Window::MINUTE };
-            let (limit, cost) = (Limit::from(1), Cost::take(1));
-            Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
+    fn a_hit_is_plain_where_it_is_all_of_its_request_and_no_other_one_of_the_batch_is_on_its_counter() {
+        let asked = |clients: &[&'static str], cost: Cost| {
+            let hit = |client| {
+                let (client, algorithm) = ([client].into_iter().collect(), Algorithm::default());
+                let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm, window: Window::MINUTE };
+                let limit = Limit::from(1);
+                Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
+            };
+            asks(&clients.iter().copied().map(hit).collect::<Vec<_>>(), "")
         };
-        let requests: [&[&str]; 5] = [&["a"], &["b", "c"], &["a"], &["d", "e", "d"], &["a", "c"]];
-        let batch = Batch::new(requests.map(|clients| asks(&clients.iter().copied().map(hit).collect::<Vec<_>>(), "")).into());
-        let alone: Vec<u8> = batch.encoded.chunks(HIT_SIZE).map(|hit| hit[ALONE_AT]).collect();
-        assert_eq!(alone, [0, 1, 0, 0, 0, 1, 0, 0, 0]);
-        assert_eq!(batch.keys().len(), 5);
+        let taken = |clients: &[&'static str]| asked(clients, Cost::take(1));
+        let elsewhere = taken(&["f", "g", "h"]);
+        let batch = Batch::new(vec![
+            taken(&["a"]),
+            taken(&["b", "c"]),
+            taken(&["a"]),
+            taken(&["d"]),
+            asked(&["e"], Cost::refund(1)),
+            part(elsewhere[..1].iter()),
+            take_back([(&elsewhere[1], 0)].into_iter()),
+            grant(&elsewhere[2], 1, &[]),
+            taken(&["i", "i"]),
+        ]);
+        let plain: Vec<u8> = batch.encoded.chunks(HIT_SIZE).map(|hit| hit[PLAIN_AT]).collect();
+        assert_eq!(plain, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0], "d alone");
+        assert_eq!(batch.keys().len(), 9);
     }
 }
