@@ -3,14 +3,15 @@
 //! and connected by whoever uses it (`node.rs`), by way of `primary.rs`.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
 use smallvec::SmallVec;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::batch::Batch;
 use crate::store::{Clock, StoreError, algorithm};
@@ -28,6 +29,9 @@ pub(super) struct Link {
     epoch: u64,
     used: Instant,
     failures: u32,
+    /// Until when a call may take. It is put off from call to call: a timer that is set already costs no system call, nor do
+    /// those of requests, which end later. A new one has tokio write to its eventfd, to wake the thread that sets it.
+    deadline: Pin<Box<Sleep>>,
 }
 
 /// One call of the script.
@@ -37,6 +41,7 @@ pub(super) struct Call {
     pub asking: bool,
 }
 
+/// Calls as they are sent.
 struct Sent {
     pipeline: Pipeline,
     /// Which of its commands are an ASKING; the others are calls.
@@ -79,7 +84,8 @@ impl ManageConnection for Links {
     type Error = Infallible;
 
     async fn connect(&self) -> Result<Link, Infallible> {
-        Ok(Link { clock: self.clock.clone(), connection: None, epoch: 0, used: Instant::now(), failures: 0 })
+        let deadline = Box::pin(sleep(Duration::ZERO));
+        Ok(Link { clock: self.clock.clone(), connection: None, epoch: 0, used: Instant::now(), failures: 0, deadline })
     }
 
     async fn is_valid(&self, _: &mut Link) -> Result<(), Infallible> {
@@ -129,21 +135,24 @@ impl Link {
     /// it doesn't know it: then it did not run, so no hit is counted twice.
     pub async fn call(&mut self, calls: &[Call], within: Duration) -> Result<Vec<Result<Value, RedisError>>, StoreError> {
         self.used = Instant::now();
-        let script = self.script();
         let Some(mut connection) = self.connection.clone() else { return Err(StoreError::Connection("not connected".to_owned())) };
+        let Self { clock, deadline, used, .. } = self;
+        let script = Script::by(clock);
         let asking = async {
-            let mut replies = self.sent("EVALSHA", &script.hash, calls.iter()).carry(&mut connection).await?;
+            let mut replies = Sent::of(calls.iter(), clock, "EVALSHA", &script.hash).carry(&mut connection).await?;
             let unknown: Vec<usize> = (0..calls.len()).filter(|at| replies[*at].as_ref().is_err_and(is_unknown_script)).collect();
             if !unknown.is_empty() {
                 let again = unknown.iter().map(|at| &calls[*at]);
-                let again = self.sent("EVAL", &script.source, again).carry(&mut connection).await?;
+                let again = Sent::of(again, clock, "EVAL", &script.source).carry(&mut connection).await?;
                 unknown.into_iter().zip(again).for_each(|(at, reply)| replies[at] = reply);
             }
             Ok(replies)
         };
-        match timeout(within, asking).await {
-            Ok(replies) => replies.map_err(|error: RedisError| StoreError::from(&error)),
-            Err(_) => Err(StoreError::Deadline(within)),
+        deadline.as_mut().reset(*used + within);
+        tokio::select! {
+            biased;
+            replies = asking => replies.map_err(|error: RedisError| StoreError::from(&error)),
+            () = deadline => Err(StoreError::Deadline(within)),
         }
     }
 
@@ -168,46 +177,35 @@ impl Link {
         }
         (given_up, too_many)
     }
+}
 
-    /// Calls as they are sent.
-    fn sent<'c>(&self, name: &str, script: &str, calls: impl Iterator<Item = &'c Call>) -> Sent {
-        let mut sent = Sent { pipeline: Pipeline::new(), asking: SmallVec::new() };
-        for call in calls {
-            if call.asking {
-                sent.pipeline.cmd("ASKING");
-                sent.asking.push(true);
-            }
-            sent.pipeline.add_command(self.command(name, script, call));
-            sent.asking.push(false);
-        }
-        sent
-    }
-
-    fn command(&self, name: &str, script: &str, Call { batch, .. }: &Call) -> Cmd {
+impl Call {
+    fn command(&self, clock: &Clock, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);
-        let keys = batch.keys();
+        let keys = self.batch.keys();
         command.arg(script).arg(keys.len());
         keys.for_each(|key| {
             command.arg(key);
         });
-        command.arg(&*batch.encoded);
-        if let Clock::Stepped(clock) = &self.clock {
+        command.arg(&*self.batch.encoded);
+        if let Clock::Stepped(clock) = clock {
             command.arg(clock.now() / 1_000_000).arg(clock.now() % 1_000_000);
         }
         command
     }
+}
 
-    fn script(&self) -> &'static Script {
+impl Script {
+    /// The one that reads the time of this clock.
+    fn by(clock: &Clock) -> &'static Self {
         static BY_REDIS_TIME: LazyLock<Script> = LazyLock::new(|| Script::reading("local TIME = redis.call('TIME')"));
         static BY_STEPPED_TIME: LazyLock<Script> = LazyLock::new(|| Script::reading("local TIME = { ARGV[2], ARGV[3] }"));
-        match self.clock {
+        match clock {
             Clock::System => &BY_REDIS_TIME,
             Clock::Stepped(_) => &BY_STEPPED_TIME,
         }
     }
-}
 
-impl Script {
     /// The script with this first line, the only one in which time is read.
     fn reading(time: &str) -> Self {
         let source = format!("{time}\n{}", algorithm::SCRIPT);
@@ -217,6 +215,19 @@ impl Script {
 }
 
 impl Sent {
+    fn of<'c>(calls: impl Iterator<Item = &'c Call>, clock: &Clock, name: &str, script: &str) -> Self {
+        let mut sent = Self { pipeline: Pipeline::new(), asking: SmallVec::new() };
+        for call in calls {
+            if call.asking {
+                sent.pipeline.cmd("ASKING");
+                sent.asking.push(true);
+            }
+            sent.pipeline.add_command(call.command(clock, name, script));
+            sent.asking.push(false);
+        }
+        sent
+    }
+
     /// The reply to each call.
     async fn carry(self, connection: &mut MultiplexedConnection) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
         let replies = connection.send_packed_commands(&self.pipeline, 0, self.asking.len()).await?;
