@@ -1,7 +1,7 @@
 -- Decides a batch of requests, in order, each as a whole. Twin of decide.rs.
 --
 -- KEYS     the batch's counters, each once.
--- ARGV[1]  the batch's hits, back to back, in two parts each. Big-endian. What a hit that fits is decided by:
+-- ARGV[1]  the batch's hits, back to back. Big-endian. Of each first its BASIS, which is enough where it is plain and fits:
 --            algorithm      a byte: 1: sliding_window_log, 2: token_bucket, 3: fixed_window
 --            plain          a byte: 1: it is all of its request, takes hits, and no other hit of the batch is on its counter
 --            counter        2 bytes: its place in KEYS
@@ -11,7 +11,7 @@
 --            need           what must fit; of what is taken back, where it was recorded
 --            amount         what is recorded or given back
 --            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; else 0
---          Then a byte each:
+--          Then the REST, a byte each:
 --            kind           0 enforce, 1 shadow, 2 quota, 3 quota in shadow
 --            count_denied   1: recorded although denied
 --            refund         1: given back instead of taken; 2: taken back from where an earlier request recorded it;
@@ -27,27 +27,28 @@
 --          that is asked for, for each hit: where its counter recorded what was recorded now, and after that of a granted one
 --          how many were granted and for how long, in us.
 --
--- To make a function costs Redis as much as a step of the decision. So most of them are made only when something is to be decided
--- that is more than a plain hit that fits.
+-- To make a function, and to free it, costs Redis 400 to 700 instructions, for each function in each call: most are made only
+-- where there is more to decide than plain hits that fit.
 --
 -- An algorithm is two functions:
 --   take(key, window, limit, need, amount, pace)
 --                              where a hit fits, records it, in Redis at once: the hits used then, and what reset tells. Else,
 --                              and where Redis has to be put right first, nil twice, and what load gives
---   on_states()                the others, in a table
--- Those are
+--   on_states()                the others, in a table:
 --   load(key, window)          the counter's state as of now, or nil and why not
+--   held(key, window, ...)     the same, of what take has read
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
 --   recorded_at(state)         where it records now: an entry's time, a window's number, a bucket's time
 --   grant(state, hits, tick)   records hits, of which there are some, to be spent in so many us: until the end of the tick, or
---                              of the next one where a quarter of this one is left at most; the pace at which it records
+--                              of the next one where a quarter of this one is left at most; the pace at which it records.
+--                              A bucket grants nothing
 --   take_back(state, hits, at) takes hits out that were recorded there, as if they had never been, as far as they still count
 --   wait(state, hits)          until at most so many hits, fewer than now, are counted, in us
 --   reset(state, limit)        what a hit that fits is told, in us; -1: never
 --   write(state)               puts it into Redis
 -- Of a state is known here:
---   algorithm                  that table
+--   functions                  that table
 --   used                       the hits that count, whole ones
 --   dirty                      it differs from what Redis holds
 --   asked, sure                hits that this request takes if it is admitted; that it takes or gives back (-) in any case
@@ -57,20 +58,20 @@ local batch, reply, filled = ARGV[1], {}, 0
 local algorithms = { false, false, false } -- by their numbers, made when first needed
 local states = {} -- by their counters' places, but for those of plain hits that fit
 
-local function make(number)
+local function make_algorithm(number)
   local algorithm = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
   algorithms[number] = algorithm
   return algorithm
 end
 
 -- Makes the function that decides whatever is more than a plain hit that fits.
-local function requests()
+local function make_decide()
   local hits = {} -- of one request; its tables serve the next one again
 
   -- Records hits although they are denied, as far as the counter can hold them.
   local function charge(state, amount, most, pace)
     local taken = math.min(amount, most - state.used)
-    if taken > 0 then state.algorithm.record(state, taken, pace) end
+    if taken > 0 then state.functions.record(state, taken, pace) end
   end
 
   local function say(text)
@@ -81,10 +82,10 @@ local function requests()
   -- What a hit is told of its counter after the request: how long, plus 1, until `need` fits or, where it fitted, until more is
   -- left; 0: never.
   local function wait_of(state, over, limit, need)
-    if not over then return state.algorithm.reset(state, limit) + 1
+    if not over then return state.functions.reset(state, limit) + 1
     elseif need > limit then return 0
     elseif state.used + need <= limit then return 1
-    else return state.algorithm.wait(state, limit - need) + 1 end
+    else return state.functions.wait(state, limit - need) + 1 end
   end
 
   -- Takes a count_denied hit into what later ones are judged on.
@@ -116,13 +117,13 @@ local function requests()
     for i = 1, count do
       local hit = hits[i]
       local state = hit.state
-      if hit.refund == 1 then state.algorithm.refund(state, hit.amount)
-      elseif hit.refund == 2 then state.algorithm.take_back(state, hit.amount, hit.need)
+      if hit.refund == 1 then state.functions.refund(state, hit.amount)
+      elseif hit.refund == 2 then state.functions.take_back(state, hit.amount, hit.need)
       elseif hit.refund == 3 then
         hit.granted = math.max(math.min(hit.amount, hit.limit - state.used), 0)
-        hit.lasts = hit.granted > 0 and state.algorithm.grant(state, hit.granted, hit.pace) or 0
+        hit.lasts = hit.granted > 0 and state.functions.grant(state, hit.granted, hit.pace) or 0
       elseif hit.amount > 0 then
-        if admitted and not hit.out then state.algorithm.record(state, hit.amount, hit.pace)
+        if admitted and not hit.out then state.functions.record(state, hit.amount, hit.pace)
         elseif hit.count_denied == 1 then charge(state, hit.amount, hit.most, hit.pace_denied) end
       end
       state.asked, state.sure = 0, 0
@@ -142,14 +143,14 @@ local function requests()
     if say_where then
       for i = 1, count do
         local hit = hits[i]
-        say(pack('>I7', hit.state.algorithm.recorded_at(hit.state)))
+        say(pack('>I7', hit.state.functions.recorded_at(hit.state)))
         if hit.refund == 3 then say(pack('>I7I7', hit.granted, hit.lasts)) end
       end
     end
   end
 
-  -- Decides the request whose first hit's basis was read at `position`; the position after the request. Of a plain hit what load
-  -- gives is known as well.
+  -- Decides the request whose first hit's basis was read at `position`; the position after the request. Of a plain hit
+  -- `state` and `why` are what load gives; of others nothing is loaded yet.
   local function decide(position, number, counter, limit, window, need, amount, pace, state, why)
     local count = 0
     local descriptor_from, descriptor_over = 1, false
@@ -160,7 +161,7 @@ local function requests()
       position = position + BASIS_SIZE + REST_SIZE
       if not state and not why then
         state = states[counter]
-        if not state then state, why = (algorithms[number] or make(number)).on_states().load(KEYS[counter], window) end
+        if not state then state, why = (algorithms[number] or make_algorithm(number)).on_states().load(KEYS[counter], window) end
       end
       states[counter] = state
       failure = failure or why
@@ -170,7 +171,7 @@ local function requests()
         -- One hit is all of the request: decided without a table for it.
         local over = state.used + need > limit
         if not over then
-          if amount > 0 then state.algorithm.record(state, amount, pace) end
+          if amount > 0 then state.functions.record(state, amount, pace) end
         elseif count_denied == 1 then charge(state, amount, most, pace_denied) end
         local admitted = not over or kind % 2 == 1
         say(pack('>BBI7I7', admitted and 1 or 0, over and 1 or 0, state.used, wait_of(state, over, limit, need)))
@@ -226,24 +227,25 @@ local function requests()
   return decide
 end
 
-local position, decide = 1, nil
+local position = 1
+local decide -- made when first needed
 while position <= #batch do
   local number, plain, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
   local used, wait, state, why
   if plain == 1 then
-    used, wait, state, why = (algorithms[number] or make(number)).take(KEYS[counter], window, limit, need, amount, pace)
+    used, wait, state, why = (algorithms[number] or make_algorithm(number)).take(KEYS[counter], window, limit, need, amount, pace)
   end
   if used then
     filled = filled + 1
     reply[filled] = pack('>BBI7I7', 1, 0, used, wait + 1)
     position = position + BASIS_SIZE + REST_SIZE
   else
-    decide = decide or requests()
+    decide = decide or make_decide()
     position = decide(position, number, counter, limit, window, need, amount, pace, state, why)
   end
 end
 
 for _, state in pairs(states) do
-  if state.dirty then state.algorithm.write(state) end
+  if state.dirty then state.functions.write(state) end
 end
 return table.concat(reply)

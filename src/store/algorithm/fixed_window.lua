@@ -40,7 +40,7 @@ local function fixed_window()
     -- The same as a state; or nil and why not.
     local function held(key, window, number, used, expires, moved)
       if not number then return nil, used end
-      return { algorithm = functions, key = key, window = window, number = number, used = used, expires = expires,
+      return { functions = functions, key = key, window = window, number = number, used = used, expires = expires,
         dirty = moved, asked = 0, sure = 0 }
     end
 
@@ -88,7 +88,9 @@ local function fixed_window()
 
   local function take(key, window, limit, need, amount)
     local number, used, expires, moved = read(key, window)
-    if not number or moved or used + need > limit then return nil, nil, on_states().held(key, window, number, used, expires, moved) end
+    if not number or moved or used + need > limit then
+      return nil, nil, on_states().held(key, window, number, used, expires, moved)
+    end
     used = used + amount
     if amount > 0 then put(key, window, number, used, expires) end
     return used, rest(number, window)

@@ -27,7 +27,8 @@ local function sliding_window_log()
   -- What counts of a key's log as of now; or nil and why not. After the header's numbers:
   --   used    the hits that count
   --   stored  the header's member in Redis, where the entry being filled stands there already
-  --   left    the rank in Redis of the newest entry that has left, from the end where it is below 0
+  --   left    the rank of the newest entry that has left, once a newer one is recorded: from the end where it is below 0, and 1
+  --           where all have left
   local function read(key, window)
     local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
     if found.err then return nil, found.err end
@@ -49,7 +50,8 @@ local function sliding_window_log()
       call('ZADD', key, -time, stored)
       call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
     elseif first <= now - window then
-      -- Mostly one or two entries have left. Ranks from the end are found at once, and scores past all newer entries.
+      -- Mostly one or two entries have left, and stand at the end, where they are found and removed at once by their ranks. To
+      -- remove a range of scores Redis passes all newer entries of a small set, and so does ZREVRANK.
       local oldest
       local tail = call('ZRANGE', key, '-4', '-1')
       for i = #tail, 1, -1 do
@@ -62,7 +64,7 @@ local function sliding_window_log()
         oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
         left = -call('ZREVRANK', key, oldest)
       end
-      if left == 0 then left = nil end -- or it would be all that is there
+      if left == 0 then left = nil end -- Nothing older is stored; as a rank it would be that of all.
       local oldest_before
       first, oldest_before = unpack(ENTRY, oldest)
       if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
@@ -89,7 +91,7 @@ local function sliding_window_log()
     -- The same as a state; or nil and why not.
     local function held(key, window, time, before, after, base, first, used, stored, left)
       if not time then return nil, before end
-      return { algorithm = functions, key = key, window = window, time = time, before = before, after = after, base = base,
+      return { functions = functions, key = key, window = window, time = time, before = before, after = after, base = base,
         first = first, used = used, stored = stored, left = left, expiry = time, asked = 0, sure = 0 }
     end
 

@@ -105,7 +105,7 @@ local function token_bucket()
     -- The same as a state; or nil and why not.
     local function held(key, window, at, whole, part, limit, used, expiry, moved)
       if not at then return nil, whole end
-      return { algorithm = functions, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
+      return { functions = functions, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
         used = used, expiry = expiry, dirty = moved, asked = 0, sure = 0 }
     end
 

@@ -224,7 +224,8 @@ impl Ask {
         self.algorithm != FIXED_WINDOW
     }
 
-    /// Whether nothing but a verdict and a tally is to be told of it, once it has taken its hits, where it is all of a request.
+    /// Whether it takes hits, and its request ends with it and is told no more than tallies. (Whether it is all of the request is
+    /// not known here.)
     fn is_plain(&self) -> bool {
         matches!((self.flow, self.last), (Flow::Taken, Last::Request))
     }
