@@ -11,6 +11,7 @@ use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
 use smallvec::SmallVec;
+use tokio::runtime::{self, Handle};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::batch::Batch;
@@ -31,7 +32,13 @@ pub(super) struct Link {
     failures: u32,
     /// Until when a call may take. It is put off from call to call: a timer that is set already costs no system call, nor do
     /// those of requests, which end later. A new one has tokio write to its eventfd, to wake the thread that sets it.
-    deadline: Pin<Box<Sleep>>,
+    deadline: Deadline,
+}
+
+/// A timer, which ends with the runtime that set it. The link may outlive that, with its store.
+struct Deadline {
+    runtime: runtime::Id,
+    timer: Pin<Box<Sleep>>,
 }
 
 /// One call of the script.
@@ -84,7 +91,7 @@ impl ManageConnection for Links {
     type Error = Infallible;
 
     async fn connect(&self) -> Result<Link, Infallible> {
-        let deadline = Box::pin(sleep(Duration::ZERO));
+        let deadline = Deadline::new();
         Ok(Link { clock: self.clock.clone(), connection: None, epoch: 0, used: Instant::now(), failures: 0, deadline })
     }
 
@@ -148,7 +155,7 @@ impl Link {
             }
             Ok(replies)
         };
-        deadline.as_mut().reset(*used + within);
+        let deadline = deadline.put_off(*used + within);
         tokio::select! {
             biased;
             replies = asking => replies.map_err(|error: RedisError| StoreError::from(&error)),
@@ -176,6 +183,20 @@ impl Link {
             self.failures = 0;
         }
         (given_up, too_many)
+    }
+}
+
+impl Deadline {
+    fn new() -> Self {
+        Self { runtime: Handle::current().id(), timer: Box::pin(sleep(Duration::ZERO)) }
+    }
+
+    fn put_off(&mut self, to: Instant) -> Pin<&mut Sleep> {
+        if self.runtime != Handle::current().id() {
+            *self = Self::new();
+        }
+        self.timer.as_mut().reset(to);
+        self.timer.as_mut()
     }
 }
 
