@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::support::grpc::{Client, descriptor, request};
 use crate::support::http;
-use crate::support::ratelimitd::{Ratelimitd, rules_file, scratch};
+use crate::support::ratelimitd::{Ratelimitd, program, rules_file, scratch};
 use crate::support::redis::RedisServer;
 
 const RULES: &str = "\
@@ -213,7 +213,8 @@ fn what_nothing_limits_is_logged_once_for_each_domain_with_a_command_that_explai
 
 /// What the command prints, run by a shell in the folder.
 fn explained(folder: &Path, command: &serde_json::Value) -> String {
-    let bin = Path::new(env!("CARGO_BIN_EXE_ratelimitd")).parent().unwrap();
+    let program = program();
+    let bin = program.parent().unwrap();
     let command = command.as_str().unwrap();
     let output = Command::new("/bin/sh").args(["-c", command]).current_dir(folder).env("PATH", bin).output().unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));

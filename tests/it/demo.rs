@@ -1,5 +1,5 @@
-//! The demo holds together: what docker-compose.yml, examples/envoy, examples/istio, config/ and the program say of each
-//! other is the same. The files are read as text, line by line, in the one way that they are written; no container is
+//! The demo and the image hold together: what docker-compose.yml, Dockerfile, deploy/, examples/envoy, examples/istio, config/
+//! and the program say of each other is the same. The files are read as text, line by line, in the one way that they are written; no container is
 //! started and nothing is applied to a cluster.
 
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::istio::validate;
 use crate::support::grpc::{Client, descriptor, request};
+use crate::support::ratelimitd::program;
 use crate::support::redis::RedisServer;
 
 /// Whatever is waited for, it comes within this or the test fails.
@@ -38,7 +39,7 @@ struct Started {
 impl Started {
     /// On free ports, with this folder of rules and this Redis.
     fn as_in(start: &Start, rules: &Path, redis: &RedisServer) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+        let mut command = Command::new(program());
         command.env_clear().envs(&start.env).env("REDIS_URL", redis.url());
         // Else a first call on a slow machine might be answered by policy.
         command.env("REDIS_TIMEOUT", "5s");
@@ -218,8 +219,23 @@ fn the_compose_file_mounts_the_samples_and_runs_the_envoy_that_the_tests_run() {
     }
     let tested = file("tests/run").lines().find_map(|line| line.strip_prefix("ENVOY_VERSION=").map(str::to_owned));
     assert_eq!(value(&service("envoy"), "image"), format!("envoyproxy/envoy:v{}", tested.unwrap()));
-    assert_eq!(value(&service("ratelimitd"), "build"), ".");
-    assert!(root().join("Dockerfile").is_file());
+    let build = block(&service("ratelimitd"), "build:");
+    assert_eq!((value(&build, "context"), value(&build, "args")), (".", "{TRAINED: \"no\"}"));
+    assert!(file("Dockerfile").lines().any(|line| line == "ARG TRAINED=yes"));
+}
+
+#[test]
+fn the_load_that_images_are_built_by_is_served_in_memory_and_with_redis() {
+    let output = Command::new(root().join("deploy/train")).arg(program()).env("REQUESTS", "1000").output().unwrap();
+    let report = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
+    let answers: Vec<u64> = report.lines().filter_map(|line| line.strip_prefix("OK ")).map(|ok| ok.trim().parse().unwrap()).collect();
+    assert_eq!(answers, [1_000, 50, 500, 500, 1_000, 50, 500, 500], "{report}");
+    // The image takes the program from where it is built, and what builds it is not kept out.
+    let (image, build) = (file("Dockerfile"), file("deploy/build"));
+    assert!(image.contains("built=trained; deploy/build;") && image.contains(r#"cp "target/$built/ratelimitd""#), "{image}");
+    assert!(build.contains("-target}\")/trained\n") && build.ends_with(" \"$target/\"\n"), "{build}");
+    assert!(!file(".dockerignore").lines().any(|line| line == "deploy"));
 }
 
 #[test]

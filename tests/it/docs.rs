@@ -7,7 +7,7 @@ use clap::Args;
 use distributed_rate_limiter::metrics::Metrics;
 use distributed_rate_limiter::settings::ServeArgs;
 
-use crate::support::ratelimitd::scratch;
+use crate::support::ratelimitd::{program, scratch};
 
 fn page(name: &str) -> String {
     std::fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -19,7 +19,7 @@ fn blocks(page: &str) -> Vec<&str> {
 }
 
 fn run(args: &[&std::ffi::OsStr]) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_ratelimitd")).args(args).output().unwrap();
+    let output = Command::new(program()).args(args).output().unwrap();
     (output.status.success(), String::from_utf8(output.stdout).unwrap())
 }
 

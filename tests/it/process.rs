@@ -9,7 +9,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::grpc::{Client, descriptor, request};
 use crate::support::http;
-use crate::support::ratelimitd::{Ratelimitd, rules_file, sample_rules, scratch};
+use crate::support::ratelimitd::{Ratelimitd, program, rules_file, sample_rules, scratch};
 use crate::support::redis::RedisServer;
 
 fn health(client: &Client, service: &str) -> Result<ServingStatus, tonic::Code> {
@@ -195,7 +195,7 @@ fn log_level_and_format_are_the_reference_servers() {
 
 #[test]
 fn help_is_worth_reading() {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_ratelimitd")).arg("--help").output().unwrap();
+    let output = std::process::Command::new(program()).arg("--help").output().unwrap();
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
     for word in ["GRPC_PORT", "8081", "REDIS_URL", "SHUTDOWN_DELAY", "LOG_FORMAT", "load", "config/"] {

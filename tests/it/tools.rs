@@ -5,11 +5,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::ratelimitd::scratch;
+use crate::support::ratelimitd::{program, scratch};
 
 /// Runs the program in the project's folder, and gives its exit code and what it printed.
 fn run(args: &[&str]) -> (i32, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+    let mut command = Command::new(program());
     let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args).output().unwrap();
     (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
 }
@@ -78,7 +78,7 @@ fn rules_are_merged_where_the_flag_or_the_servers_setting_says_so() {
         std::fs::write(folder.join(name), "domain: d\n").unwrap();
     }
     let check = |flags: &[&str], setting: Option<&str>| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+        let mut command = Command::new(program());
         command.env_remove("MERGE_DOMAIN_CONFIG").envs(setting.map(|value| ("MERGE_DOMAIN_CONFIG", value)));
         command.arg("check").args(flags).arg(&folder).output().unwrap().status.code()
     };
@@ -103,7 +103,7 @@ fn a_reader_that_has_gone_is_no_failure() {
     for (args, ends_with) in [(["check", "config"], 0), (["check", "no-such-folder"], 1), (["test", "config/api.test.yaml"], 0)] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+        let mut command = Command::new(program());
         let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args).stdout(writer).output().unwrap();
         assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(ends_with), &b""[..]));
     }

@@ -216,8 +216,14 @@ pub fn scratch(what: &str) -> PathBuf {
     folder
 }
 
+/// The program to test or to measure: another build of it where `RATELIMITD=PATH` says so.
+pub fn program() -> PathBuf {
+    let named = std::env::var_os("RATELIMITD").unwrap_or_else(|| env!("CARGO_BIN_EXE_ratelimitd").into());
+    std::path::absolute(named).unwrap()
+}
+
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ratelimitd"));
+    let mut command = Command::new(program());
     // Nothing of the developer's environment.
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).args(args).stdin(Stdio::null());
     command
