@@ -1,16 +1,20 @@
 # syntax=docker/dockerfile:1
 
 FROM rust:1.95-slim-bookworm AS build
-# For the load of deploy/build.
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server >/dev/null
+# `yes`: built by a profile of the server under load (deploy/build). `no`: without one, in half the time.
+ARG TRAINED=yes
+# What deploy/build needs.
+RUN case "$TRAINED" in \
+      yes) apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server >/dev/null && rustup component add llvm-tools ;; \
+      no) ;; \
+      *) echo "TRAINED is yes or no, not $TRAINED" >&2; exit 1 ;; \
+    esac
 WORKDIR /src
 COPY . .
 # Dependencies are cached by BuildKit mounts rather than by a layer made of dummy sources: a changed Cargo.toml then
 # rebuilds only what changed, and nothing has to follow the list of targets in Cargo.toml. The mounts stay on this
 # builder: a fresh CI machine compiles everything once.
 # touch: Cargo goes by time stamps, and an older checkout must not pass for the build that is in the cache.
-# TRAINED: built by a profile of the server under load (deploy/build); `no` builds without one, in half the time.
-ARG TRAINED=yes
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     touch src/lib.rs src/main.rs \

@@ -229,13 +229,19 @@ fn the_load_that_images_are_built_by_is_served_in_memory_and_with_redis() {
     let output = Command::new(root().join("deploy/train")).arg(program()).env("REQUESTS", "1000").output().unwrap();
     let report = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
-    let answers: Vec<u64> = report.lines().filter_map(|line| line.strip_prefix("OK ")).map(|ok| ok.trim().parse().unwrap()).collect();
-    assert_eq!(answers, [1_000, 50, 500, 500, 1_000, 50, 500, 500], "{report}");
+    let answers = |of: &str| -> Vec<u64> {
+        report.lines().filter_map(|line| line.strip_prefix(of)).map(|count| count.trim().parse().unwrap()).collect()
+    };
+    let (ok, denied) = (answers("OK "), answers("OVER_LIMIT "));
+    let asked: Vec<u64> = ok.iter().zip(&denied).map(|(ok, denied)| ok + denied).collect();
+    assert_eq!(asked, [[1_000, 51, 500, 500]; 2].concat(), "{report}");
+    assert!(denied.iter().map(|denied| *denied >= 400).eq([[false, false, true, false]; 2].concat()), "{report}");
     // The image takes the program from where it is built, and what builds it is not kept out.
     let (image, build) = (file("Dockerfile"), file("deploy/build"));
     assert!(image.contains("built=trained; deploy/build;") && image.contains(r#"cp "target/$built/ratelimitd""#), "{image}");
     assert!(build.contains("-target}\")/trained\n") && build.ends_with(" \"$target/\"\n"), "{build}");
-    assert!(!file(".dockerignore").lines().any(|line| line == "deploy"));
+    let ignored = file(".dockerignore");
+    assert!(ignored.lines().filter(|line| line.starts_with("deploy")).eq(["deploy/prometheus"]), "{ignored}");
 }
 
 #[test]

@@ -216,9 +216,9 @@ pub fn scratch(what: &str) -> PathBuf {
     folder
 }
 
-/// The program to test or to measure: another build of it where `RATELIMITD=PATH` says so.
+/// The program to test or to measure: another build of it where `RATELIMITD_PROGRAM=PATH` says so.
 pub fn program() -> PathBuf {
-    let named = std::env::var_os("RATELIMITD").unwrap_or_else(|| env!("CARGO_BIN_EXE_ratelimitd").into());
+    let named = std::env::var_os("RATELIMITD_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_ratelimitd").into());
     std::path::absolute(named).unwrap()
 }
 
