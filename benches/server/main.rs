@@ -6,7 +6,7 @@
 //!
 //! `cargo bench --bench server [-- PART...]`, of `memory redis flood footprint tail cores passing peer prototype`; all of them
 //! take some minutes. `peer` needs another server, `prototype` another script: see peer.rs and prototype.rs.
-//! `ROUNDS` (10) and `TAIL_SECONDS` (20) make it longer.
+//! `ROUNDS` (10) and `TAIL_SECONDS` (20) make it longer; `RATELIMITD_PROGRAM=PATH` measures another build, such as deploy/build's.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a benchmark a panic is the report")]
 
 use std::cell::Cell;
