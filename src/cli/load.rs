@@ -166,10 +166,12 @@ async fn drive(args: &LoadArgs) -> Result<Report, LoadError> {
     let mut interrupt = std::pin::pin!(ctrl_c());
     let bar = new_bar(args);
     bar.set_message("warming up");
-    let mut interrupted = tokio::select! {
-        () = tokio::time::sleep(args.warmup) => false,
-        () = interrupt.as_mut() => true,
-    };
+    // Without a warm-up no stream runs before requests are counted.
+    let mut interrupted = !args.warmup.is_zero()
+        && tokio::select! {
+            () = tokio::time::sleep(args.warmup) => false,
+            () = interrupt.as_mut() => true,
+        };
     let server_before = args.pid.map(cpu_time).transpose()?;
     let own_before = cpu_time(std::process::id())?;
     let started = Instant::now();

@@ -1,6 +1,6 @@
-//! The demo and the image hold together: what docker-compose.yml, Dockerfile, deploy/, examples/envoy, examples/istio, config/
-//! and the program say of each other is the same. The files are read as text, line by line, in the one way that they are written; no container is
-//! started and nothing is applied to a cluster.
+//! The demo and the image hold together: what docker-compose.yml, Dockerfile, deploy/, examples/envoy, examples/istio,
+//! config/ and the program say of each other is the same. The files are read as text, line by line, in the one way that they
+//! are written; no container is started and nothing is applied to a cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -232,10 +232,9 @@ fn the_load_that_images_are_built_by_is_served_in_memory_and_with_redis() {
     let answers = |of: &str| -> Vec<u64> {
         report.lines().filter_map(|line| line.strip_prefix(of)).map(|count| count.trim().parse().unwrap()).collect()
     };
-    let (ok, denied) = (answers("OK "), answers("OVER_LIMIT "));
-    let asked: Vec<u64> = ok.iter().zip(&denied).map(|(ok, denied)| ok + denied).collect();
-    assert_eq!(asked, [[1_000, 51, 500, 500]; 2].concat(), "{report}");
-    assert!(denied.iter().map(|denied| *denied >= 400).eq([[false, false, true, false]; 2].concat()), "{report}");
+    // Of the third a client's hundred pass.
+    assert_eq!(answers("OK "), [[1_000, 51, 100, 500]; 2].concat(), "{report}");
+    assert_eq!(answers("OVER_LIMIT "), [[0, 0, 400, 0]; 2].concat(), "{report}");
     // The image takes the program from where it is built, and what builds it is not kept out.
     let (image, build) = (file("Dockerfile"), file("deploy/build"));
     assert!(image.contains("built=trained; deploy/build;") && image.contains(r#"cp "target/$built/ratelimitd""#), "{image}");

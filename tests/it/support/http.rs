@@ -1,6 +1,6 @@
 //! A plain HTTP/1.1 client: one request, one connection.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -31,21 +31,29 @@ pub fn post(address: SocketAddr, path: &str, body: &[u8]) -> Response {
 }
 
 pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    try_request(address, method, path, headers, body).unwrap_or_else(|error| panic!("no answer: {error}"))
+}
+
+/// # Errors
+/// Nobody listens there, or who does closes without an answer.
+pub fn try_request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Response> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     // A server may answer, and close, before it has read a body that is too large.
-    let mut writer = stream.try_clone().unwrap();
+    let mut writer = stream.try_clone()?;
     let all = [head.as_bytes(), b"\r\n", body].concat();
     let writing = thread::spawn(move || writer.write_all(&all));
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
     let _ = writing.join().unwrap();
-    assert!(!answer.is_empty(), "no answer: {read:?}");
-    parse(&String::from_utf8_lossy(&answer))
+    if answer.is_empty() {
+        return Err(read.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(parse(&String::from_utf8_lossy(&answer)))
 }
 
 fn parse(answer: &str) -> Response {
