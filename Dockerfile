@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 
 FROM rust:1.95-slim-bookworm AS build
-# `yes`: built by a profile of the server under load (deploy/build). `no`: without one, in half the time.
+# `yes`: built by a profile of the server under load (deploy/build). `no`: without one, in less than half the time.
 ARG TRAINED=yes
 # What deploy/build needs.
 RUN case "$TRAINED" in \
