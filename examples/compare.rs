@@ -99,7 +99,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// Plays the traffic. Leased, every other hit goes to another server.
 async fn play(traffic: &Traffic, mode: &Mode, address: &str, prefix: &str) -> Result<Passed, Box<dyn Error>> {
-    let start = 1_800_000_000_000_000 / WINDOW * WINDOW;
+    // The next window: not in the past, by which Redis expires keys, and not long after it, so that it forgets them soon.
+    let start = (SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64 / WINDOW + 1) * WINDOW;
     let clock = SteppedClock::starting_at(start);
     let server = || {
         let (key_prefix, clock) = (prefix.to_owned(), Clock::Stepped(clock.clone()));

@@ -33,7 +33,8 @@ pub enum Store {
 pub enum Clock {
     #[default]
     System,
-    /// Time stands until it is stepped, for tests.
+    /// Time stands until it is stepped, for tests. Redis expires keys by its own clock all the same: a stepped one that is a
+    /// window behind that records what is gone at once.
     Stepped(SteppedClock),
 }
 

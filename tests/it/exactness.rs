@@ -71,11 +71,7 @@ impl Bench {
     }
 
     fn redis() -> Self {
-        Self::on(RedisServer::start_without_expiry())
-    }
-
-    fn on(server: RedisServer) -> Self {
-        let clock = SteppedClock::starting_at(START);
+        let (server, clock) = (RedisServer::start_without_expiry(), SteppedClock::starting_at(START));
         Self { runtime: runtime(), store: redis_store(&server, &clock), clock, server: Some(server) }
     }
 
@@ -111,6 +107,12 @@ impl Bench {
         }
         let dump = |key: String| format!("{key} {:?}", self.server().command(&["DUMP", &key]));
         self.keys().into_iter().map(dump).collect::<Vec<_>>().join("\n")
+    }
+
+    /// When the rule's key is set to expire, in the store's time.
+    fn expires_at(&self, rule: Rule) -> u64 {
+        let at = integer(&self.server().command(&["PEXPIRETIME", &rule.key()])); // of WITHOUT_EXPIRY
+        u64::try_from(at).unwrap_or_else(|_| panic!("{}: no key, or none that expires: {at}", rule.key()))
     }
 
     /// The keys in Redis, sorted.

@@ -3,15 +3,19 @@
 -- KEYS     the batch's counters, each once.
 -- ARGV[1]  the batch's hits, back to back. Big-endian. Of each first its BASIS, which is enough where it is plain and fits:
 --            algorithm      a byte: 1: sliding_window_log, 2: token_bucket, 3: fixed_window
---            plain          a byte: 1: it is all of its request, takes hits, and no other hit of the batch is on its counter
+--            run            2 bytes. 1 or more: its request is plain, that is: it takes hits, and no others of the batch are on
+--                           its counters. A hit that is all of such a request stands for so many alike, on as many counters,
+--                           this one and those that follow in KEYS. 0: it is not plain
+--            more           a byte: 1: more hits of its plain request follow; run is 1
 --            counter        2 bytes: its place in KEYS
 --          and 7 bytes each (all times in us):
 --            limit          what the counter may hold with it (of a bucket: the burst)
 --            window
 --            need           what must fit; of what is taken back, where it was recorded
 --            amount         what is recorded or given back
---            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; else 0
---          Then the REST, a byte each:
+--            pace           how it leaves: a log's tick; of a bucket, the hits that drain per window; of a fixed window, the tick
+--                           of its leases, or 0
+--          Then the rest, a byte each:
 --            kind           0 enforce, 1 shadow, 2 quota, 3 quota in shadow
 --            count_denied   1: recorded although denied
 --            refund         1: given back instead of taken; 2: taken back from where an earlier request recorded it;
@@ -31,9 +35,10 @@
 -- where there is more to decide than plain hits that fit.
 --
 -- An algorithm is two functions:
---   take(key, window, limit, need, amount, pace)
---                              where a hit fits, records it, in Redis at once: the hits used then, and what reset tells. Else,
---                              and where Redis has to be put right first, nil twice, and what load gives
+--   take(key, window, limit, need, amount, pace, others, position)
+--                              where a hit fits, and others(position), if given, says that the request's other hits did, records
+--                              it, in Redis at once: the hits used then, and what reset tells. Else, and where Redis has to be put
+--                              right first, nil twice, and, where it is this hit's own matter, what load gives
 --   on_states()                the others, in a table:
 --   load(key, window)          the counter's state as of now, or nil and why not
 --   held(key, window, ...)     the same, of what take has read
@@ -52,20 +57,24 @@
 --   used                       the hits that count, whole ones
 --   dirty                      it differs from what Redis holds
 --   asked, sure                hits that this request takes if it is admitted; that it takes or gives back (-) in any case
-local BASIS, BASIS_SIZE = '>BBHI7I7I7I7I7', 39
-local REST, REST_SIZE = '>BBBBI7I7', 18
-local batch, reply, filled = ARGV[1], {}, 0
-local algorithms = { false, false, false } -- by their numbers, made when first needed
-local states = {} -- by their counters' places, but for those of plain hits that fit
+local BASIS, HIT_SIZE = '>BHBHI7I7I7I7I7', 59
 
-local function make_algorithm(number)
-  local algorithm = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
-  algorithms[number] = algorithm
-  return algorithm
+local algorithms = { false, false, false } -- by their numbers, made when first needed
+
+local function algorithm(number)
+  local made = algorithms[number]
+  if not made then
+    made = (number == 1 and sliding_window_log or number == 2 and token_bucket or fixed_window)()
+    algorithms[number] = made
+  end
+  return made
 end
 
--- Makes the function that decides whatever is more than a plain hit that fits.
-local function make_decide()
+-- Makes the functions for what is more than a plain hit that fits: one that takes plain requests, one that decides any request,
+-- and one that puts into Redis what that changed.
+local function make_decide(keys, batch, reply)
+  local HIT = '>BHBHI7I7I7I7I7BBBBI7I7'
+  local states = {} -- by their counters' places
   local hits = {} -- of one request; its tables serve the next one again
 
   -- Records hits although they are denied, as far as the counter can hold them.
@@ -75,8 +84,7 @@ local function make_decide()
   end
 
   local function say(text)
-    filled = filled + 1
-    reply[filled] = text
+    reply[#reply + 1] = text
   end
 
   -- What a hit is told of its counter after the request: how long, plus 1, until `need` fits or, where it fitted, until more is
@@ -149,21 +157,22 @@ local function make_decide()
     end
   end
 
-  -- Decides the request whose first hit's basis was read at `position`; the position after the request. Of a plain hit
-  -- `state` and `why` are what load gives; of others nothing is loaded yet.
-  local function decide(position, number, counter, limit, window, need, amount, pace, state, why)
+  -- Decides the request whose first hit is at `position`; the position after it. Of a plain hit that does not fit comes with it
+  -- the place of the counter that the hit stands for, and what load gives.
+  local function decide(position, place, state, why)
     local count = 0
     local descriptor_from, descriptor_over = 1, false
     local denied, quotas, quotas_fitting = false, 0, 0
     local failure
     while true do
-      local kind, count_denied, refund, last, most, pace_denied = unpack(REST, batch, position + BASIS_SIZE)
-      position = position + BASIS_SIZE + REST_SIZE
+      local number, _, _, counter, limit, window, need, amount, pace, kind, count_denied, refund, last, most, pace_denied =
+        unpack(HIT, batch, position)
+      position = position + HIT_SIZE
       if not state and not why then
         state = states[counter]
-        if not state then state, why = (algorithms[number] or make_algorithm(number)).on_states().load(KEYS[counter], window) end
+        if not state then state, why = algorithm(number).on_states().load(keys[counter], window) end
       end
-      states[counter] = state
+      states[place or counter] = state
       failure = failure or why
       if not state then
         -- The rest of the request is read, and not decided.
@@ -218,34 +227,66 @@ local function make_decide()
         end
         return position
       end
-      local _
-      number, _, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
       state, why = nil, nil
     end
   end
 
-  return decide
+  local position_after -- a request of which all hits were taken
+
+  -- Takes the hits of a plain request from the one at `position` on, if all of them fit, and tells of them: whether it did. As
+  -- each is recorded only after those that follow, what was read of it waits on Lua's stack, and needs no table.
+  local function take_all(position)
+    local number, _, more, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
+    local place = #reply + 1
+    reply[place] = '' -- its own: the others tell before it does
+    position_after = position + HIT_SIZE
+    local others = more == 1 and take_all
+    local used, wait = algorithm(number).take(keys[counter], window, limit, need, amount, pace, others, position_after)
+    reply[place] = used and pack('>BI7I7', 0, used, wait + 1)
+    return used
+  end
+
+  -- Takes a plain request's hits if all of them fit, which admits it: the position after the request. Else nil, and nothing is
+  -- said or recorded.
+  local function take_request(position)
+    say(pack('B', 1))
+    if take_all(position) then return position_after end
+    reply[#reply] = nil
+  end
+
+  local function write()
+    for _, state in pairs(states) do
+      if state.dirty then state.functions.write(state) end
+    end
+  end
+
+  return take_request, decide, write
 end
 
-local position = 1
-local decide -- made when first needed
+local keys, batch, reply, position = KEYS, ARGV[1], {}, 1
+local take_request, decide, write -- made when first needed
+local told, told_used, told_wait -- the last reply to a plain hit that fits: clients that are new are told the same
 while position <= #batch do
-  local number, plain, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
-  local used, wait, state, why
-  if plain == 1 then
-    used, wait, state, why = (algorithms[number] or make_algorithm(number)).take(KEYS[counter], window, limit, need, amount, pace)
-  end
-  if used then
-    filled = filled + 1
-    reply[filled] = pack('>BBI7I7', 1, 0, used, wait + 1)
-    position = position + BASIS_SIZE + REST_SIZE
+  local number, run, more, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
+  if run == 0 or more == 1 then
+    if not decide then take_request, decide, write = make_decide(keys, batch, reply) end
+    position = run == 1 and take_request(position) or decide(position)
   else
-    decide = decide or make_decide()
-    position = decide(position, number, counter, limit, window, need, amount, pace, state, why)
+    local take = algorithm(number).take
+    for place = counter, counter + run - 1 do
+      local used, wait, state, why = take(keys[place], window, limit, need, amount, pace)
+      if used then
+        if used ~= told_used or wait ~= told_wait then
+          told, told_used, told_wait = pack('>BBI7I7', 1, 0, used, wait + 1), used, wait
+        end
+        reply[#reply + 1] = told
+      else
+        if not decide then take_request, decide, write = make_decide(keys, batch, reply) end
+        decide(position, place, state, why)
+      end
+    end
+    position = position + HIT_SIZE
   end
 end
-
-for _, state in pairs(states) do
-  if state.dirty then state.functions.write(state) end
-end
+if write then write() end
 return table.concat(reply)

@@ -31,7 +31,7 @@ local function fixed_window()
 
   local function put(key, window, number, used, expires)
     call('SET', key, pack(VALUE, number, used), 'KEEPTTL')
-    if not expires then call('PEXPIRE', key, digits(math.ceil(rest(number, window) / 1000))) end
+    if not expires then call('PEXPIREAT', key, digits[math.ceil((number + 1) * window / 1000)]) end
   end
 
   local function on_states()
@@ -86,11 +86,12 @@ local function fixed_window()
     return functions
   end
 
-  local function take(key, window, limit, need, amount)
+  local function take(key, window, limit, need, amount, _, others, position)
     local number, used, expires, moved = read(key, window)
     if not number or moved or used + need > limit then
       return nil, nil, on_states().held(key, window, number, used, expires, moved)
     end
+    if others and not others(position) then return end
     used = used + amount
     if amount > 0 then put(key, window, number, used, expires) end
     return used, rest(number, window)

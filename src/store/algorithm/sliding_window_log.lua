@@ -8,21 +8,11 @@
 --   base    the total below which all hits have left or were refunded   } true in the newest entry only,
 --   first   the time of the oldest entry still counted                  } which is the log's header
 -- Hits still counted: after - base of the header. Totals run modulo 2^53, the last whole number that Lua can count to.
+-- (So two of them are added as a - 2^53 + b.)
 -- A hit made at `time` counts until time + window, that moment excluded.
 local function sliding_window_log()
   local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
-  local TOTALS = 9007199254740992 -- 2^53
   local functions -- on states
-
-  local function minus(a, b)
-    if a < b then return a - b + TOTALS end
-    return a - b
-  end
-
-  local function plus(a, b)
-    if a >= TOTALS - b then return a - (TOTALS - b) end
-    return a + b
-  end
 
   -- What counts of a key's log as of now; or nil and why not. After the header's numbers:
   --   used    the hits that count
@@ -48,7 +38,7 @@ local function sliding_window_log()
       stored = pack(ENTRY, time, before, after, base, first)
       call('ZREMRANGEBYSCORE', key, '-inf', -time)
       call('ZADD', key, -time, stored)
-      call('PEXPIRE', key, math.ceil((time + window + window / 8 - now) / 1000))
+      call('PEXPIREAT', key, math.ceil((time + window + window / 4) / 1000))
     elseif first <= now - window then
       -- Mostly one or two entries have left, and stand at the end, where they are found and removed at once by their ranks. To
       -- remove a range of scores Redis passes all newer entries of a small set, and so does ZREVRANK.
@@ -61,27 +51,27 @@ local function sliding_window_log()
         end
       end
       if not oldest then
-        oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
+        oldest = call('ZREVRANGEBYSCORE', key, digits[window - now - 1], '-inf', 'LIMIT', '0', '1')[1]
         left = -call('ZREVRANK', key, oldest)
       end
       if left == 0 then left = nil end -- Nothing older is stored; as a rank it would be that of all.
       local oldest_before
       first, oldest_before = unpack(ENTRY, oldest)
-      if minus(after, oldest_before) < minus(after, base) then base = oldest_before end
+      if (after - oldest_before) % 2^53 < (after - base) % 2^53 then base = oldest_before end
     end
-    return time, before, after, base, first, minus(after, base), stored, left
+    return time, before, after, base, first, (after - base) % 2^53, stored, left
   end
 
   -- Puts what counts into Redis: the header, that of this time.
   --   expiry  a time for which the key's expiry was set
   local function put(key, window, time, header, stored, left, expiry)
-    call('ZADD', key, digits(-time), header)
+    call('ZADD', key, digits[-time], header)
     -- What goes goes after ZADD: a key that lost its only member would lose its expiry, and while its slot moves, its place.
-    if left then call('ZREMRANGEBYRANK', key, digits(left), '-1') end
+    if left then call('ZREMRANGEBYRANK', key, digits[left], '-1') end
     if stored and stored ~= header then call('ZREM', key, stored) end
-    local step = window / 8 -- the expiry is set once in so long, and reaches one step further
+    local step = window / 4 -- the expiry is set once in so long, and reaches one step further
     if time - time % step ~= expiry - expiry % step then
-      call('PEXPIRE', key, digits(math.ceil((time + window + step - now) / 1000)))
+      call('PEXPIREAT', key, digits[math.ceil((time + window + step) / 1000)])
     end
   end
 
@@ -112,7 +102,7 @@ local function sliding_window_log()
         log.stored, log.time, log.before = nil, at, log.after
         if log.first == 0 then log.first = at end
       end
-      log.after, log.used, log.dirty = plus(log.after, hits), log.used + hits, true
+      log.after, log.used, log.dirty = (log.after - 2^53 + hits) % 2^53, log.used + hits, true
     end
 
     -- At the end of the current tick.
@@ -134,7 +124,7 @@ local function sliding_window_log()
       while newest < oldest do
         local rank = math.ceil((newest + oldest) / 2)
         local _, _, after = unpack(ENTRY, call('ZRANGE', log.key, rank, rank)[1])
-        if minus(after, log.base) >= hits then newest = rank else oldest = rank - 1 end
+        if (after - log.base) % 2^53 >= hits then newest = rank else oldest = rank - 1 end
       end
       return (unpack(ENTRY, call('ZRANGE', log.key, newest, newest)[1]))
     end
@@ -149,8 +139,8 @@ local function sliding_window_log()
         end
       elseif hits > 0 then
         log.first = nth(log, hits + 1)
-        log.base = plus(log.base, hits)
-        call('ZREMRANGEBYSCORE', log.key, '(' .. digits(-log.first), '+inf')
+        log.base = (log.base - 2^53 + hits) % 2^53
+        call('ZREMRANGEBYSCORE', log.key, '(' .. digits[-log.first], '+inf')
         if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
         log.used, log.left, log.dirty = log.used - hits, nil, true
       end
@@ -170,14 +160,14 @@ local function sliding_window_log()
       if rank == 0 then return end
       local at, before, after = unpack(ENTRY, entries[rank])
       if at ~= time then return end
-      local counted = math.min(minus(after, before), minus(after, log.base))
+      local counted = math.min((after - before) % 2^53, (after - log.base) % 2^53)
       hits = math.min(hits, counted)
       if hits >= log.used then return refund(log, hits) end
       for i = 2, rank do
         local other_at, other_before, other_after = unpack(ENTRY, entries[i])
-        if i < rank then other_before = minus(other_before, hits) end
+        if i < rank then other_before = (other_before - hits) % 2^53 end
         if i < rank or hits < counted then
-          call('ZADD', key, -other_at, pack(ENTRY, other_at, other_before, minus(other_after, hits), 0, 0))
+          call('ZADD', key, -other_at, pack(ENTRY, other_at, other_before, (other_after - hits) % 2^53, 0, 0))
         end
         call('ZREM', key, entries[i]) -- after ZADD, as in write
       end
@@ -187,8 +177,8 @@ local function sliding_window_log()
         log.time, log.before, log.after = unpack(ENTRY, log.stored)
         call('ZREM', key, header)
       else
-        if rank > 1 then log.before = minus(log.before, hits) end
-        log.after = minus(log.after, hits)
+        if rank > 1 then log.before = (log.before - hits) % 2^53 end
+        log.after = (log.after - hits) % 2^53
       end
       if log.first == log.time then log.before = log.base end -- as in refund
       log.used, log.dirty = log.used - hits, true
@@ -212,19 +202,27 @@ local function sliding_window_log()
     return functions
   end
 
-  local function take(key, window, limit, need, amount, tick)
+  local new_header, new_at, new_amount
+  local function take(key, window, limit, need, amount, tick, others, position)
     local time, before, after, base, first, used, stored, left = read(key, window)
     if not time or used + need > limit then
       return nil, nil, on_states().held(key, window, time, before, after, base, first, used, stored, left)
     end
+    if others and not others(position) then return end
     if amount > 0 then
-      local at, expiry = now - now % tick + tick - 1, time -- the end of the current tick
-      if at > time then
-        stored, time, before = nil, at, after
-        if first == 0 then first = at end
+      local at, expiry, header = now - now % tick + tick - 1, time -- the end of the current tick
+      if first == 0 then
+        -- Of clients that are new in this batch all have the same one.
+        if new_at ~= at or new_amount ~= amount then
+          new_header, new_at, new_amount = pack(ENTRY, at, 0, amount, 0, at), at, amount
+        end
+        time, first, header = at, at, new_header
+      else
+        if at > time then stored, time, before = nil, at, after end
+        header = pack(ENTRY, time, before, (after - 2^53 + amount) % 2^53, base, first)
       end
-      after, used = plus(after, amount), used + amount
-      put(key, window, time, pack(ENTRY, time, before, after, base, first), stored, left, expiry)
+      used = used + amount
+      put(key, window, time, header, stored, left, expiry)
     end
     return used, first == 0 and 0 or first + window - now
   end

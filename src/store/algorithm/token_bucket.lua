@@ -6,7 +6,8 @@
 --   part   } and so many limit-ths of one
 --   limit  how many hits drain from it per window: the limit of the last recorded hit
 -- A microsecond drains `limit` parts of a hit cut into `window` parts. In these parts all levels are whole numbers,
--- whatever the limit, so nothing is ever rounded. The key expires at most an eighth of a window after it is empty.
+-- whatever the limit, so nothing is ever rounded. The key expires at most a quarter of a window after it is empty, or half of one
+-- where hits were given back.
 local function token_bucket()
   local VALUE, VALUE_SIZE = '>I7I7I7I7', 28
   local EXACT = 9007199254740992 -- 2^53, the last whole number that Lua can count to
@@ -66,9 +67,9 @@ local function token_bucket()
   local function put(key, window, at, whole, part, limit, expiry)
     local tat = at + whole
     call('SET', key, pack(VALUE, at, tat, part, limit), 'KEEPTTL')
-    local step = window / 8 -- the expiry is set once in so long, and reaches one step further
+    local step = window / 4 -- the expiry is set once in so long, and reaches one step further
     if not expiry or tat - tat % step ~= expiry - expiry % step then
-      call('PEXPIRE', key, digits(math.ceil((tat + 1 + step - now) / 1000)))
+      call('PEXPIREAT', key, digits[math.ceil((tat + 1 + step) / 1000)])
     end
     return tat
   end
@@ -170,11 +171,12 @@ local function token_bucket()
     return functions
   end
 
-  local function take(key, window, burst, need, amount, pace)
+  local function take(key, window, burst, need, amount, pace, others, position)
     local at, whole, part, limit, used, expiry, moved = read(key, window)
     if not at or moved or used + need > burst then
       return nil, nil, on_states().held(key, window, at, whole, part, limit, used, expiry, moved)
     end
+    if others and not others(position) then return end
     if amount > 0 then
       whole, part = filled(whole, part, limit, amount, window, pace)
       limit, used = pace, used + amount

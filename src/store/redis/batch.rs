@@ -1,6 +1,7 @@
 //! A batch of requests as the script takes it, and its reply as verdicts: the one place that knows the interface which
 //! decide.lua describes. It knows no connections.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -37,7 +38,7 @@ enum Flow {
 }
 
 /// What ends with a hit.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     Nothing = 0,
     Descriptor = 1,
@@ -67,10 +68,27 @@ pub(super) struct Grant {
 /// Requests encoded for one call of the script.
 pub(super) struct Batch {
     requests: Vec<Arc<[Ask]>>,
-    /// The counters, each once: the first hit on each, as its request and its place there.
-    first_hits: Vec<(usize, usize)>,
+    /// Each once, in the order of their places.
+    counters: Vec<Counted>,
+    hits: usize,
     /// The hits, encoded.
     pub encoded: Vec<u8>,
+}
+
+/// A counter of a batch.
+struct Counted {
+    /// The first hit on it: its request, and its place there.
+    first: (usize, usize),
+    /// There is no other.
+    only: bool,
+}
+
+/// Requests of one plain hit each, on the same terms, one after the other: they are encoded as one.
+struct Run<'a> {
+    first: &'a Ask,
+    /// Where that is encoded.
+    at: usize,
+    requests: u16,
 }
 
 /// The most hits of one request: the script is told a hit's counter in two bytes.
@@ -79,11 +97,14 @@ pub(super) const HITS_MAX: usize = 65_535;
 /// The fixed window's number for the script.
 const FIXED_WINDOW: u8 = 3;
 
-/// Bytes of one hit.
-const HIT_SIZE: usize = 2 + 2 + 5 * 7 + 4 + 2 * 7;
+/// The most hits of a request that the script may take without tables for them, one within the other.
+const PLAIN_HITS_MAX: usize = 16;
 
-/// Which of them says that it is plain.
-const PLAIN_AT: usize = 1;
+/// Bytes of one hit.
+const HIT_SIZE: usize = 1 + 2 + 1 + 2 + 5 * 7 + 4 + 2 * 7;
+
+/// Which of them say for how many requests it stands, 0 where it is not plain.
+const RUN_AT: Range<usize> = 1..3;
 
 /// A request's hits, for the queue, on keys that begin with `prefix`.
 pub(super) fn asks(hits: &[Hit<'_>], prefix: &str) -> Arc<[Ask]> {
@@ -158,38 +179,63 @@ pub(super) fn give_back(ask: &Ask, unspent: &[(u64, u64)]) -> Arc<[Ask]> {
     take_back(asks.iter().zip(unspent.iter().map(|(_, at)| *at)))
 }
 
+/// Whether a request takes hits, not too many, and is told no more than tallies. It is plain if no other hits are on its counters.
+fn is_plain(asks: &[Ask]) -> bool {
+    let told = asks.last().is_some_and(|ask| ask.last == Last::Request);
+    told && asks.len() <= PLAIN_HITS_MAX && asks.iter().all(|ask| ask.flow == Flow::Taken)
+}
+
+/// The counters of some requests, and of each hit the place of its own among them.
+fn counters(requests: &[Arc<[Ask]>]) -> (Vec<Counted>, Vec<usize>) {
+    let (mut counters, mut places) = (Vec::<Counted>::with_capacity(requests.len()), Vec::with_capacity(requests.len()));
+    let mut place_of: HashMap<&[u8], usize> = HashMap::with_capacity(requests.len());
+    for (request, asks) in requests.iter().enumerate() {
+        for (hit, ask) in asks.iter().enumerate() {
+            let place = *place_of.entry(&ask.key).or_insert(counters.len());
+            match counters.get_mut(place) {
+                Some(counted) => counted.only = false,
+                None => counters.push(Counted { first: (request, hit), only: true }),
+            }
+            places.push(place);
+        }
+    }
+    (counters, places)
+}
+
 impl Batch {
     pub fn new(requests: Vec<Arc<[Ask]>>) -> Self {
-        let (mut first_hits, mut encoded) = (Vec::new(), Vec::<u8>::new());
-        // Of each counter its place, and where its first hit is encoded.
-        let mut places: HashMap<&[u8], (u16, usize)> = HashMap::new();
-        for (request, asks) in requests.iter().enumerate() {
-            for (hit, ask) in asks.iter().enumerate() {
-                let at = encoded.len();
-                let (place, first_at) = *places.entry(&ask.key).or_insert_with(|| {
-                    first_hits.push((request, hit));
-                    // It fits: a batch has a few hundred hits, or is one request of HITS_MAX at most.
-                    (first_hits.len() as u16, at)
-                });
-                let alone = first_at == at;
-                ask.write(alone && asks.len() == 1 && ask.is_plain(), place, &mut encoded);
-                if !alone {
-                    encoded[first_at + PLAIN_AT] = 0;
-                }
+        let (counters, places) = counters(&requests);
+        let (mut encoded, mut places_left) = (Vec::new(), &places[..]);
+        let mut run: Option<Run<'_>> = None;
+        for asks in &requests {
+            let of_request;
+            (of_request, places_left) = places_left.split_at(asks.len());
+            let plain = is_plain(asks) && of_request.iter().all(|place| counters[*place].only);
+            if let (true, [ask], Some(run)) = (plain, &asks[..], &mut run)
+                && ask.is_on_the_terms_of(run.first)
+            {
+                // Its counter follows the one before it: both have their places from the only hit on them.
+                run.go_on(&mut encoded);
+                continue;
+            }
+            run = match &asks[..] {
+                [ask] if plain => Some(Run { first: ask, at: encoded.len(), requests: 1 }),
+                _ => None,
+            };
+            for (number, (ask, place)) in asks.iter().zip(of_request).enumerate() {
+                ask.write(plain, plain && number + 1 < asks.len(), *place, &mut encoded);
             }
         }
-        drop(places);
-        Self { requests, first_hits, encoded }
+        Self { requests, counters, hits: places.len(), encoded }
     }
 
     /// The counters, each once.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.first_hits.iter().map(|(request, hit)| &*self.requests[*request][*hit].key)
+        self.counters.iter().map(|Counted { first: (request, hit), .. }| &*self.requests[*request][*hit].key)
     }
 
-    /// How many hits it has.
     pub fn hits(&self) -> usize {
-        self.encoded.len() / HIT_SIZE
+        self.hits
     }
 
     /// The answers to the batch's requests, in order.
@@ -201,6 +247,14 @@ impl Batch {
         let mut reader = Reader(&bytes);
         let answers = self.requests.iter().map(|asks| read_request(asks, &mut reader)).collect::<Option<_>>();
         answers.filter(|_| reader.0.is_empty()).ok_or_else(malformed)
+    }
+}
+
+impl Run<'_> {
+    /// Takes one request more. (A batch has a few hundred at most.)
+    fn go_on(&mut self, encoded: &mut [u8]) {
+        self.requests += 1;
+        encoded[self.at..][RUN_AT].copy_from_slice(&self.requests.to_be_bytes());
     }
 }
 
@@ -224,13 +278,14 @@ impl Ask {
         self.algorithm != FIXED_WINDOW
     }
 
-    /// Whether it takes hits, and its request ends with it and is told no more than tallies. (Whether it is all of the request is
-    /// not known here.)
-    fn is_plain(&self) -> bool {
-        matches!((self.flow, self.last), (Flow::Taken, Last::Request))
+    /// Whether the script would decide it in the same way, were it on the same counter.
+    fn is_on_the_terms_of(&self, other: &Self) -> bool {
+        let of = |ask: &Self| (ask.algorithm, ask.kind, ask.count_denied, ask.flow, ask.last, ask.terms);
+        of(self) == of(other)
     }
 
-    fn write(&self, plain: bool, place: u16, out: &mut Vec<u8>) {
+    /// `more`: more hits of its plain request follow. `place`: its counter's among the batch's, from 0 on.
+    fn write(&self, plain: bool, more: bool, place: usize, out: &mut Vec<u8>) {
         out.reserve(HIT_SIZE);
         let kind = match self.kind {
             Kind::Enforce => 0,
@@ -239,8 +294,11 @@ impl Ask {
             Kind::QuotaShadow => 3,
         };
         let Terms { limit, most, window, need, amount, pace, pace_denied } = self.terms;
-        out.extend([self.algorithm, u8::from(plain)]);
-        out.extend(place.to_be_bytes());
+        out.push(self.algorithm);
+        out.extend(u16::from(plain).to_be_bytes());
+        out.push(u8::from(more));
+        // It fits: a batch has a few hundred hits, or is one request of HITS_MAX at most.
+        out.extend((place as u16 + 1).to_be_bytes());
         for number in [limit, window, need, amount, pace] {
             out.extend(&number.to_be_bytes()[1..]);
         }
@@ -304,32 +362,67 @@ mod tests {
     use crate::hit::{Action, Counter};
     use crate::limit::{Cost, Limit, Window};
 
+    const MORE_AT: usize = 3;
+    const PLACE_AT: Range<usize> = 4..6;
+
+    /// A hit on that client's counter.
+    fn hit(client: &str) -> Hit<'_> {
+        let (client, algorithm) = ([client].into_iter().collect(), Algorithm::default());
+        let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm, window: Window::MINUTE };
+        let (limit, cost) = (Limit::from(1), Cost::take(1));
+        Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
+    }
+
+    /// What each encoded hit says: for how many requests it stands, whether more of its own follow, and its counter's place.
+    fn runs(batch: &Batch) -> Vec<(u16, u8, u16)> {
+        let number = |bytes: &[u8]| u16::from_be_bytes(bytes.try_into().unwrap());
+        batch.encoded.chunks(HIT_SIZE).map(|hit| (number(&hit[RUN_AT]), hit[MORE_AT], number(&hit[PLACE_AT]))).collect()
+    }
+
     #[test]
-    fn a_hit_is_plain_where_it_is_all_of_its_request_and_no_other_one_of_the_batch_is_on_its_counter() {
-        let asked = |clients: &[&'static str], cost: Cost| {
-            let hit = |client| {
-                let (client, algorithm) = ([client].into_iter().collect(), Algorithm::default());
-                let counter = Counter { domain: "d", client, action: Action::named("a"), algorithm, window: Window::MINUTE };
-                let limit = Limit::from(1);
-                Hit { descriptor: 0, kind: Kind::Enforce, counter, limit, cost, count_denied: false, on_store_failure: None, lease: None }
-            };
-            asks(&clients.iter().copied().map(hit).collect::<Vec<_>>(), "")
-        };
-        let taken = |clients: &[&'static str]| asked(clients, Cost::take(1));
+    fn plain_are_requests_that_take_hits_with_no_others_of_the_batch_on_their_counters() {
+        let taken = |clients: &[&str]| asks(&clients.iter().copied().map(hit).collect::<Vec<_>>(), "");
         let elsewhere = taken(&["f", "g", "h"]);
         let batch = Batch::new(vec![
             taken(&["a"]),
             taken(&["b", "c"]),
             taken(&["a"]),
             taken(&["d"]),
-            asked(&["e"], Cost::refund(1)),
+            asks(&[Hit { cost: Cost::refund(1), ..hit("e") }], ""),
             part(elsewhere[..1].iter()),
             take_back([(&elsewhere[1], 0)].into_iter()),
             grant(&elsewhere[2], 1, &[]),
             taken(&["i", "i"]),
+            taken(&["j", "k", "l"]),
+            asks(&[hit("m"), Hit { cost: Cost::refund(1), ..hit("n") }], ""),
+            taken(&["o", "a"]),
         ]);
-        let plain: Vec<u8> = batch.encoded.chunks(HIT_SIZE).map(|hit| hit[PLAIN_AT]).collect();
-        assert_eq!(plain, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0], "d alone");
-        assert_eq!(batch.keys().len(), 9);
+        let plain: Vec<(u16, u8)> = runs(&batch).into_iter().map(|(run, more, _)| (run, more)).collect();
+        let [a, bc, d, jkl] = [&[(0, 0)][..], &[(1, 1), (1, 0)], &[(1, 0)], &[(1, 1), (1, 1), (1, 0)]];
+        assert_eq!(plain, [a, bc, a, d, &[(0, 0); 6], jkl, &[(0, 0); 4]].concat());
+        assert_eq!((batch.keys().len(), batch.hits()), (15, 18));
+    }
+
+    #[test]
+    fn a_request_of_many_hits_is_not_plain() {
+        let clients: Vec<String> = (0..=PLAIN_HITS_MAX).map(|number| number.to_string()).collect();
+        let hits: Vec<_> = clients.iter().map(|client| hit(client)).collect();
+        let plain = |hits: &[Hit<'_>]| runs(&Batch::new(vec![asks(hits, "")])).iter().all(|(run, ..)| *run == 1);
+        assert!(plain(&hits[1..]));
+        assert!(!plain(&hits));
+    }
+
+    #[test]
+    fn plain_hits_on_the_same_terms_are_encoded_as_one_as_long_as_nothing_comes_between() {
+        let alike = ["a", "b", "c", "d", "e", "f", "g", "h", "i"].map(|client| asks(&[hit(client)], ""));
+        let [a, b, c, d, e, f, g, h, i] = alike;
+        let other = |client, limit| asks(&[Hit { limit: Limit::from(limit), ..hit(client) }], "");
+        let denied_too = asks(&[Hit { count_denied: true, ..hit("y") }], "");
+        let shadow = asks(&[Hit { kind: Kind::Shadow, ..hit("z") }], "");
+        let twice = d.clone();
+        let batch = Batch::new(vec![a, b, c, d, twice, e, f, other("x", 2), g, denied_too, h, shadow, i]);
+        let seen = [(3, 1), (0, 4), (0, 4), (2, 5), (1, 7), (1, 8), (1, 9), (1, 10), (1, 11), (1, 12)];
+        assert_eq!(runs(&batch), seen.map(|(run, place)| (run, 0, place)));
+        assert_eq!((batch.keys().len(), batch.hits()), (12, 13));
     }
 }

@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use super::*;
 use crate::model::Model;
 use crate::support::cluster::Cluster;
-use crate::support::redis::LONG_EXPIRY;
+use crate::support::redis::WITHOUT_EXPIRY;
 
 #[derive(Clone, Debug)]
 pub(super) struct History {
@@ -99,10 +99,8 @@ const ACTIONS: [&str; 3] = ["first", "second", "third"];
 /// The year 2200. A script counts to 2^53, which in microseconds is the year 2255.
 const LATEST: u64 = 7_258_118_400 * SECOND;
 
-const WINDOWS: &[u64] = &[1_000, 1_001, SECOND, 7 * SECOND, MINUTE, DAY];
+pub(super) const WINDOWS: &[u64] = &[1_000, 1_001, SECOND, 7 * SECOND, MINUTE, DAY];
 pub(super) const LIMITS: &[u64] = &[0, 1, 2, 3, 5, 20, 300, 300];
-/// What LONG_EXPIRY makes long enough.
-pub(super) const LONGER_WINDOWS: &[u64] = &[SECOND, SECOND, 7 * SECOND, MINUTE, DAY];
 const EXTREME_WINDOWS: &[u64] = &[1_000, SECOND, 7 * SECOND, DAY, 3_650 * DAY - 1, 3_650 * DAY];
 pub(super) const EXTREME_LIMITS: &[u64] = &[0, 1, 3, 7, 1_000_003, 4_294_967_295, Limit::MOST - 1, Limit::MOST];
 
@@ -130,10 +128,10 @@ fn random_histories_of_extreme_numbers_end_as_in_the_plain_model() {
 
 #[test]
 fn requests_over_several_slots_and_over_two_redis_end_as_if_they_were_decided_in_one_step() {
-    let cluster = Cluster::start_with(&LONG_EXPIRY);
+    let cluster = Cluster::start_with(&WITHOUT_EXPIRY);
     let (all, short) = (RedisServer::start_without_expiry(), RedisServer::start_without_expiry());
     let runtime = runtime();
-    let shape = Shape { steady: true, windows: LONGER_WINDOWS, limits: LIMITS, apart: true, steps: 40, seed: SEED + 4 };
+    let shape = Shape { steady: true, windows: WINDOWS, limits: LIMITS, apart: true, steps: 40, seed: SEED + 4 };
     check(shape.seed, 150, history(shape), |history| {
         cluster.primaries().iter().chain([&all, &short]).for_each(|server| drop(server.command(&["FLUSHALL"])));
         let clock = SteppedClock::starting_at(history.starts_at);

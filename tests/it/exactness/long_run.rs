@@ -11,10 +11,9 @@ use distributed_rate_limiter::limit::Lease;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 
-use super::histories::{EXTREME_LIMITS, LIMITS, LONGER_WINDOWS, Shape, history, play_in_turn};
+use super::histories::{EXTREME_LIMITS, LIMITS, Shape, WINDOWS, history, play_in_turn};
 use super::*;
 use crate::model::Model;
-use crate::support::redis::LONG_EXPIRY;
 
 const SHORT: u64 = 6;
 
@@ -50,7 +49,7 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
     let seconds = seconds.unwrap_or(SHORT);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut random = TestRunner::new(Config { rng_seed: RngSeed::Fixed(seed), ..Config::default() });
-    let mut redis = RedisServer::start_with(&LONG_EXPIRY);
+    let mut redis = RedisServer::start_without_expiry();
     let (runtime, clock) = (runtime(), SteppedClock::starting_at(START));
     let servers = [(); 3].map(|()| redis_store(&redis, &clock));
     let mut model = Model::default();
@@ -66,7 +65,7 @@ fn a_long_random_run_ends_as_in_the_plain_model_and_leaves_no_key_for_ever() {
     while Instant::now() < until {
         let told = |what: String| format!("LONG_RUN_SEED={seed}, history {histories}: {what}");
         let limits = if histories % 5 == 4 { EXTREME_LIMITS } else { LIMITS };
-        let shape = Shape { steady: false, windows: LONGER_WINDOWS, limits, apart: false, steps: 30, seed };
+        let shape = Shape { steady: false, windows: WINDOWS, limits, apart: false, steps: 30, seed };
         let history = history(shape).new_tree(&mut random).unwrap().current();
         runtime.block_on(async {
             play_in_turn(&history, &clock, &mut model, &servers).await.unwrap_or_else(|problem| panic!("{}", told(problem)));

@@ -7,6 +7,7 @@ use proptest::test_runner::TestCaseError;
 use super::histories::check;
 use super::*;
 use crate::model::Model;
+use crate::support::redis::WITHOUT_EXPIRY;
 
 /// A Redis for all windows, and one for the short ones that can be paused.
 struct TwoRedis {
@@ -158,7 +159,7 @@ fn a_request_whose_caller_goes_away_is_counted_where_it_is_admitted_and_nowhere_
 
 #[test]
 fn a_denied_request_whose_caller_goes_away_is_counted_nowhere_although_a_node_is_silent() {
-    let (cluster, clock, runtime) = (Cluster::of(3, false, &[]), SteppedClock::starting_at(START), runtime());
+    let (cluster, clock, runtime) = (Cluster::of(3, false, &WITHOUT_EXPIRY), SteppedClock::starting_at(START), runtime());
     let names: Vec<String> = (0..100).map(|number| format!("client-{number}")).collect();
     let on = |primary| names.iter().find(|name| cluster.primary_of(cluster.slot(&format!("1{{d|{name}}}"))) == primary).unwrap();
     let clients = [0, 1, 2].map(|primary| on(primary).as_str());

@@ -146,7 +146,7 @@ fn a_log_all_of_whose_hits_have_left_is_hit_again_while_its_slot_moves() {
     let server = start_by(rules, &["--redis-type", "cluster", "--redis-url", &cluster.url()]);
     let client = &clients_on_each_primary(&cluster, 1)[0][0];
     assert_eq!(admitted(&server, client, 3), 3);
-    // Its key lasts up to an eighth of a window longer than its hits.
+    // Its key lasts up to a quarter of a window longer than its hits.
     thread::sleep(Duration::from_millis(8_200));
     cluster.begin_to_move(slot_of(&cluster, client), 0, 2);
     let entries = || cluster.primaries()[0].command(&["ZCARD", &format!("1{{d|{client}}}log|8000000|few")]);

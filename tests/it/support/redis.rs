@@ -28,12 +28,10 @@ const START_MAX: Duration = Duration::from_secs(10);
 /// Somebody else may take the free port between our look and the server's own bind.
 const STARTS_MAX: usize = 5;
 
-/// On such a server keys never expire: PEXPIRE does what TOUCH does, which is nothing. Histories in stepped time need it,
-/// for Redis expires keys by real time, and a test may well take longer than a window of 1 ms that stands still.
-const WITHOUT_EXPIRY: [&str; 6] = ["--rename-command", "PEXPIRE", "PEXPIRE-PROPER", "--rename-command", "TOUCH", "PEXPIRE"];
-
-/// The same as far as a Cluster lets it: keys live a thousand times as long, for PEXPIRE does what EXPIRE does.
-pub const LONG_EXPIRY: [&str; 6] = ["--rename-command", "PEXPIRE", "PEXPIRE-PROPER", "--rename-command", "EXPIRE", "PEXPIRE"];
+/// On such a server keys live for tens of thousands of years: PEXPIREAT does what EXPIREAT does, and takes milliseconds for
+/// seconds. Stepped time needs it, for Redis expires keys by real time. What was set shows in PEXPIRETIME, a thousand times
+/// later: in milliseconds it is what the store set in microseconds.
+pub const WITHOUT_EXPIRY: [&str; 6] = ["--rename-command", "PEXPIREAT", "PEXPIREAT-PROPER", "--rename-command", "EXPIREAT", "PEXPIREAT"];
 
 impl RedisServer {
     /// A server with nothing in it. Panics where `redis-server` is not installed or does not come up.
