@@ -71,7 +71,12 @@ impl Bench {
     }
 
     fn redis() -> Self {
-        let (server, clock) = (RedisServer::start_without_expiry(), SteppedClock::starting_at(START));
+        Self::on(RedisServer::start_without_expiry())
+    }
+
+    /// A server on which nothing expires.
+    fn on(server: RedisServer) -> Self {
+        let clock = SteppedClock::starting_at(START);
         Self { runtime: runtime(), store: redis_store(&server, &clock), clock, server: Some(server) }
     }
 

@@ -11,10 +11,11 @@ local function fixed_window()
   -- What counts of a key as of now: the window's number, and its hits; or nil and why not.
   --   expires  the key is set to expire when this window ends
   --   moved    Redis holds something else
+  --   new      the key is not there
   local function read(key, window)
     local found = try('GET', key) -- try: a key of another type fails its own request alone
     local number = (now - now % window) / window
-    if not found then return number, 0 end
+    if not found then return number, 0, nil, nil, true end
     if found.err then return nil, found.err end
     if #found ~= VALUE_SIZE then return nil, 'ERR the key holds no fixed window' end
     local stored, count = unpack(VALUE, found)
@@ -86,15 +87,19 @@ local function fixed_window()
     return functions
   end
 
-  local function take(key, window, limit, need, amount, _, others, position)
-    local number, used, expires, moved = read(key, window)
+  local function take(key, window, limit, need, amount, _, like, others, position)
+    local number, used, expires, moved, new = read(key, window)
     if not number or moved or used + need > limit then
       return nil, nil, on_states().held(key, window, number, used, expires, moved)
     end
     if others and not others(position) then return end
-    used = used + amount
-    if amount > 0 then put(key, window, number, used, expires) end
-    return used, rest(number, window)
+    local made
+    if amount > 0 then
+      used = used + amount
+      made = new and not (like and try('COPY', like, key) == 1)
+      if made or not new then put(key, window, number, used, expires) end
+    end
+    return used, rest(number, window), made
   end
 
   return { take = take, on_states = on_states }

@@ -202,27 +202,25 @@ local function sliding_window_log()
     return functions
   end
 
-  local new_header, new_at, new_amount
-  local function take(key, window, limit, need, amount, tick, others, position)
+  local function take(key, window, limit, need, amount, tick, like, others, position)
     local time, before, after, base, first, used, stored, left = read(key, window)
     if not time or used + need > limit then
       return nil, nil, on_states().held(key, window, time, before, after, base, first, used, stored, left)
     end
     if others and not others(position) then return end
     if amount > 0 then
-      local at, expiry, header = now - now % tick + tick - 1, time -- the end of the current tick
-      if first == 0 then
-        -- Of clients that are new in this batch all have the same one.
-        if new_at ~= at or new_amount ~= amount then
-          new_header, new_at, new_amount = pack(ENTRY, at, 0, amount, 0, at), at, amount
-        end
-        time, first, header = at, at, new_header
-      else
-        if at > time then stored, time, before = nil, at, after end
-        header = pack(ENTRY, time, before, (after - 2^53 + amount) % 2^53, base, first)
+      local at, expiry = now - now % tick + tick - 1, time -- the end of the current tick
+      local new = first == 0 and not left
+      if at > time then
+        stored, time, before = nil, at, after
+        if first == 0 then first = at end
       end
       used = used + amount
-      put(key, window, time, header, stored, left, expiry)
+      local made = new and not (like and try('COPY', like, key) == 1)
+      if made or not new then
+        put(key, window, time, pack(ENTRY, time, before, (after - 2^53 + amount) % 2^53, base, first), stored, left, expiry)
+      end
+      return used, first + window - now, made
     end
     return used, first == 0 and 0 or first + window - now
   end

@@ -2,6 +2,7 @@
 //! that goes back.
 
 use super::*;
+use crate::support::redis::WITHOUT_EXPIRY;
 
 fn at(descriptor: usize, hit: Hit<'static>) -> Hit<'static> {
     Hit { descriptor, ..hit }
@@ -198,6 +199,38 @@ fn of_requests_alike_each_is_decided_by_its_own_counter() {
         assert_eq!(told, [admitted(1), Some((false, 2)), admitted(2), Some((false, 2)), None, admitted(1)], "{algorithm:?}: {answers:?}");
         bench.server().command(&["DEL", &rules[4].key()]);
         assert_eq!(rules.map(|rule| bench.used(rule)), [1, 2, 2, 2, 0, 1]);
+    }
+}
+
+/// The script makes keys that are alike as copies of the first of them, where Redis has a command for it.
+#[test]
+fn counters_that_are_new_in_one_batch_are_as_if_each_had_come_alone() {
+    const ACTIONS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+    let without_copy = [&WITHOUT_EXPIRY[..], &["--rename-command", "COPY", ""]].concat();
+    for algorithm in Algorithm::ALL {
+        for (cost, window, options, copied) in [(1, MINUTE, &WITHOUT_EXPIRY[..], 3), (3, 7 * SECOND, &without_copy, 0)] {
+            let (together, alone) = (Bench::on(RedisServer::start_with(options)), Bench::redis());
+            let rules = ACTIONS.map(|action| Rule::new(action, 7, window).by(algorithm));
+            for bench in [&together, &alone] {
+                // One is there already, and of one all hits have left, though its key may be there.
+                bench.ask(&rules[1].hits(2));
+                bench.ask(&rules[3].hits(2));
+                bench.clock.step(window + window / 8);
+                bench.ask(&rules[3].hit());
+                bench.clock.step(window / 16);
+            }
+            let told_together = together.together(&rules.map(|rule| vec![rule.hits(cost)]));
+            let told_alone = rules.map(|rule| alone.decide(&[rule.hits(cost)]));
+            for ((rule, together_told), alone_told) in rules.iter().zip(told_together).zip(told_alone) {
+                let together_told = together_told.unwrap();
+                assert!(together_told.admitted);
+                assert_eq!(format!("{together_told:?}"), format!("{alone_told:?}"), "{algorithm:?} {}", rule.action);
+                assert_eq!(together.expires_at(*rule), alone.expires_at(*rule), "{algorithm:?} {}", rule.action);
+            }
+            assert_eq!(together.contents(), alone.contents(), "{algorithm:?}");
+            let copies = together.server().info("commandstats").matches("cmdstat_copy:calls=3,").count();
+            assert_eq!(3 * copies, copied, "of a, c, e, f the last three");
+        }
     }
 }
 
