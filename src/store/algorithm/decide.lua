@@ -40,7 +40,8 @@
 --                              it, in Redis at once: the hits used then, what reset tells, and whether it made the key by itself.
 --                              Else, and where Redis has to be put right first, nil twice, and, where it is this hit's own matter,
 --                              what load gives. `like`, if given, is a key that this call of the script made by a hit on the same
---                              terms: one that is not there is made a copy of it, with its expiry, if Redis can (since 6.2)
+--                              terms, and leaves as it is: one that is not there is made a copy of it, with its expiry, if Redis
+--                              can (since 6.2)
 --   on_states()                the others, in a table:
 --   load(key, window)          the counter's state as of now, or nil and why not
 --   held(key, window, ...)     the same, of what take has read
@@ -274,12 +275,12 @@ while position <= #batch do
     if not decide then take_request, decide, write = make_decide(keys, batch, reply) end
     position = run == 1 and take_request(position) or decide(position)
   else
-    local take, like = algorithm(number).take
+    local take = algorithm(number).take
+    local like -- the first key that this run made; false where another could not be made a copy of it
     for place = counter, counter + run - 1 do
       local used, wait, state, why = take(keys[place], window, limit, need, amount, pace, like)
       if used then
-        -- `state` says here that the key was made. The next that is new is made a copy, or, after one that could not be, none is.
-        if state then like = like == nil and keys[place] end
+        if state then like = like == nil and keys[place] end -- It says here that the key was made.
         if used ~= told_used or wait ~= told_wait then
           told, told_used, told_wait = pack('>BBI7I7', 1, 0, used, wait + 1), used, wait
         end
