@@ -76,7 +76,7 @@ end
 -- Makes the functions for what is more than a plain hit that fits: one that takes plain requests, one that decides any request,
 -- and one that puts into Redis what that changed.
 local function make_decide(keys, batch, reply)
-  local HIT = '>BHBHI7I7I7I7I7BBBBI7I7'
+  local HIT = BASIS .. 'BBBBI7I7'
   local states = {} -- by their counters' places
   local hits = {} -- of one request; its tables serve the next one again
 

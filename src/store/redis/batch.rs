@@ -70,7 +70,6 @@ pub(super) struct Batch {
     requests: Vec<Arc<[Ask]>>,
     /// Each once, in the order of their places.
     counters: Vec<Counted>,
-    hits: usize,
     /// The hits, encoded.
     pub encoded: Vec<u8>,
 }
@@ -226,7 +225,7 @@ impl Batch {
                 ask.write(plain, plain && number + 1 < asks.len(), *place, &mut encoded);
             }
         }
-        Self { requests, counters, hits: places.len(), encoded }
+        Self { requests, counters, encoded }
     }
 
     /// The counters, each once.
@@ -235,7 +234,7 @@ impl Batch {
     }
 
     pub fn hits(&self) -> usize {
-        self.hits
+        self.requests.iter().map(|asks| asks.len()).sum()
     }
 
     /// The answers to the batch's requests, in order.
