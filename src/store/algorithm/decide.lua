@@ -35,13 +35,11 @@
 -- where there is more to decide than plain hits that fit.
 --
 -- An algorithm is two functions:
---   take(key, window, limit, need, amount, pace, like, others, position)
+--   take(key, window, limit, need, amount, pace, leave_new, others, position)
 --                              where a hit fits, and others(position), if given, says that the request's other hits did, records
---                              it, in Redis at once: the hits used then, what reset tells, and whether it made the key by itself.
---                              Else, and where Redis has to be put right first, nil twice, and, where it is this hit's own matter,
---                              what load gives. `like`, if given, is a key that this call of the script made by a hit on the same
---                              terms, and leaves as it is: one that is not there is made a copy of it, with its expiry, if Redis
---                              can (since 6.2)
+--                              it, in Redis at once: the hits used then, what reset tells, and whether that made the key. If it
+--                              would, and is to leave_new, false. Else, and where Redis has to be put right first, nil twice,
+--                              and, where it is this hit's own matter, what load gives
 --   on_states()                the others, in a table:
 --   load(key, window)          the counter's state as of now, or nil and why not
 --   held(key, window, ...)     the same, of what take has read
@@ -244,7 +242,7 @@ local function make_decide(keys, batch, reply)
     reply[place] = '' -- its own: the others tell before it does
     position_after = position + HIT_SIZE
     local others = more == 1 and take_all
-    local used, wait = algorithm(number).take(keys[counter], window, limit, need, amount, pace, nil, others, position_after)
+    local used, wait = algorithm(number).take(keys[counter], window, limit, need, amount, pace, false, others, position_after)
     reply[place] = used and pack('>BI7I7', 0, used, wait + 1)
     return used
   end
@@ -268,7 +266,7 @@ end
 
 local keys, batch, reply, position = KEYS, ARGV[1], {}, 1
 local take_request, decide, write -- made when first needed
-local told, told_used, told_wait -- the last reply to a plain hit that fits: clients that are new are told the same
+local told, told_used, told_wait -- the last reply to a plain hit that fits: many are told the same
 while position <= #batch do
   local number, run, more, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
   if run == 0 or more == 1 then
@@ -276,16 +274,31 @@ while position <= #batch do
     position = run == 1 and take_request(position) or decide(position)
   else
     local take = algorithm(number).take
-    local like -- the first key that this run made; false where another could not be made a copy of it
+    -- The first key that this run made, and what its hit was told: keys that are new after it become copies of it, expiry and
+    -- all, and are told the same. false: Redis can't copy (before 6.2).
+    local original, original_told
+    local guesses = 0 -- how many keys more are taken to be new before they are read
     for place = counter, counter + run - 1 do
-      local used, wait, state, why = take(keys[place], window, limit, need, amount, pace, like)
+      local key = keys[place]
+      local used, wait, state, why = false -- false: it is new
+      if guesses == 0 then used, wait, state, why = take(key, window, limit, need, amount, pace, original) end
+      if used == false then
+        local copied = try('COPY', original, key)
+        if copied == 1 then
+          guesses = guesses + 1
+          reply[#reply + 1] = original_told
+        else
+          if copied == 0 then guesses = guesses - 1 else original, guesses = false, 0 end
+          used, wait, state, why = take(key, window, limit, need, amount, pace)
+        end
+      end
       if used then
-        if state then like = like == nil and keys[place] end -- It says here that the key was made.
         if used ~= told_used or wait ~= told_wait then
           told, told_used, told_wait = pack('>BBI7I7', 1, 0, used, wait + 1), used, wait
         end
         reply[#reply + 1] = told
-      else
+        if state and original == nil then original, original_told, guesses = key, told, 1 end -- It says here that it made the key.
+      elseif used == nil then
         if not decide then take_request, decide, write = make_decide(keys, batch, reply) end
         decide(position, place, state, why)
       end

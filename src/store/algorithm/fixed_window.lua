@@ -87,19 +87,18 @@ local function fixed_window()
     return functions
   end
 
-  local function take(key, window, limit, need, amount, _, like, others, position)
+  local function take(key, window, limit, need, amount, _, leave_new, others, position)
     local number, used, expires, moved, new = read(key, window)
     if not number or moved or used + need > limit then
       return nil, nil, on_states().held(key, window, number, used, expires, moved)
     end
     if others and not others(position) then return end
-    local made
     if amount > 0 then
+      if new and leave_new then return false end
       used = used + amount
-      made = new and not (like and try('COPY', like, key) == 1)
-      if made or not new then put(key, window, number, used, expires) end
+      put(key, window, number, used, expires)
     end
-    return used, rest(number, window), made
+    return used, rest(number, window), new and amount > 0
   end
 
   return { take = take, on_states = on_states }

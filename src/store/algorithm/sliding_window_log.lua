@@ -202,7 +202,7 @@ local function sliding_window_log()
     return functions
   end
 
-  local function take(key, window, limit, need, amount, tick, like, others, position)
+  local function take(key, window, limit, need, amount, tick, leave_new, others, position)
     local time, before, after, base, first, used, stored, left = read(key, window)
     if not time or used + need > limit then
       return nil, nil, on_states().held(key, window, time, before, after, base, first, used, stored, left)
@@ -211,16 +211,14 @@ local function sliding_window_log()
     if amount > 0 then
       local at, expiry = now - now % tick + tick - 1, time -- the end of the current tick
       local new = first == 0 and not left
+      if new and leave_new then return false end
       if at > time then
         stored, time, before = nil, at, after
         if first == 0 then first = at end
       end
       used = used + amount
-      local made = new and not (like and try('COPY', like, key) == 1)
-      if made or not new then
-        put(key, window, time, pack(ENTRY, time, before, (after - 2^53 + amount) % 2^53, base, first), stored, left, expiry)
-      end
-      return used, first + window - now, made
+      put(key, window, time, pack(ENTRY, time, before, (after - 2^53 + amount) % 2^53, base, first), stored, left, expiry)
+      return used, first + window - now, new
     end
     return used, first == 0 and 0 or first + window - now
   end

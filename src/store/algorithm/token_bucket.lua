@@ -171,20 +171,20 @@ local function token_bucket()
     return functions
   end
 
-  local function take(key, window, burst, need, amount, pace, like, others, position)
+  local function take(key, window, burst, need, amount, pace, leave_new, others, position)
     local at, whole, part, limit, used, expiry, moved = read(key, window)
     if not at or moved or used + need > burst then
       return nil, nil, on_states().held(key, window, at, whole, part, limit, used, expiry, moved)
     end
     if others and not others(position) then return end
-    local made
+    local new = not expiry and amount > 0
+    if new and leave_new then return false end
     if amount > 0 then
       whole, part = filled(whole, part, limit, amount, window, pace)
       limit, used = pace, used + amount
-      made = not expiry and not (like and try('COPY', like, key) == 1)
-      if made or expiry then put(key, window, at, whole, part, limit, expiry) end
+      put(key, window, at, whole, part, limit, expiry)
     end
-    return used, reset_of(at, whole, part, limit, window, used, burst), made
+    return used, reset_of(at, whole, part, limit, window, used, burst), new
   end
 
   return { take = take, on_states = on_states }
