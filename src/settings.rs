@@ -532,6 +532,8 @@ mod tests {
         };
         let options: RedisOptions = redis(&["--redis-type", "SINGLE", "--redis-auth", "", "--local-cache-size-in-bytes="]).unwrap();
         assert_eq!((options.site.deployment, options.site.auth, options.denials_max), (RedisDeployment::Single, None, 65_536));
+        assert_eq!(options.busy_poll, RedisOptions::new("r:6379", options.timeout).busy_poll, "as a library's");
+        assert_eq!(redis(&["--redis-busy-poll", "0"]).unwrap().busy_poll, Duration::ZERO);
         let options = redis(&["--redis-type", "Sentinel", "--redis-auth", "u:p", "--local-cache-size-in-bytes", "0"]).unwrap();
         assert_eq!((options.site.deployment, options.denials_max), (RedisDeployment::Sentinel, 0));
         assert_eq!(options.site.auth.as_deref(), Some("u:p"));

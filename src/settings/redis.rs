@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{SettingsError, boolean, path, positive_duration};
+use crate::limit::parse_duration;
 use crate::store::redis::{DENIALS_DEFAULT, RedisDeployment, RedisSite, RedisTls};
 use crate::store::{Clock, RedisOptions};
 
@@ -52,6 +53,10 @@ pub struct RedisArgs {
     /// How long Redis may take, queueing and connecting included; Envoy gives up after 20ms
     #[arg(long, env = "REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms", value_parser = positive_duration)]
     redis_timeout: Duration,
+
+    /// Poll for the answer to a lone request in place of sleeping, while the last one came within this; 0 turns it off
+    #[arg(long, env = "REDIS_BUSY_POLL", value_name = "DURATION", default_value = "200us", value_parser = parse_duration)]
+    redis_busy_poll: Duration,
 
     /// Not healthy while Redis does not answer. Leave it off where the failure policy is to answer then
     #[arg(long, env = "REDIS_HEALTH_CHECK_ACTIVE_CONNECTION", value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, value_parser = boolean)]
@@ -130,8 +135,15 @@ impl RedisArgs {
             Some(Ok(bytes)) => bytes.div_ceil(DENIAL_SIZE),
             Some(Err(_)) => return Err(SettingsError("LOCAL_CACHE_SIZE_IN_BYTES must be a number of bytes".to_owned())),
         };
-        let (key_prefix, timeout) = (self.cache_key_prefix.clone(), self.redis_timeout);
-        Ok(Some(RedisOptions { site, per_second: self.per_second()?, key_prefix, timeout, denials_max, clock: Clock::System }))
+        Ok(Some(RedisOptions {
+            site,
+            per_second: self.per_second()?,
+            key_prefix: self.cache_key_prefix.clone(),
+            timeout: self.redis_timeout,
+            busy_poll: self.redis_busy_poll,
+            denials_max,
+            clock: Clock::System,
+        }))
     }
 
     /// The Redis for windows of a second or less, where there is one.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 mod address;
 mod batch;
 mod breaker;
+mod busy_poll;
 mod link;
 mod node;
 mod options;
@@ -51,6 +52,7 @@ struct Shared {
     leases: Arc<Leases<Way>>,
     key_prefix: String,
     timeout: Duration,
+    busy_poll: Duration,
     clock: Clock,
 }
 
@@ -109,8 +111,16 @@ impl Redis {
         let sites = [Some(&options.site), options.per_second.as_ref()];
         let sites =
             sites.into_iter().flatten().map(|site| SharedSite::new(site, options.timeout, &denials, &series)).collect::<Result<_, _>>()?;
-        let (key_prefix, timeout, clock) = (options.key_prefix.clone(), options.timeout, options.clock.clone());
-        Ok(Self::of(Arc::new(Shared { sites, denials, leases: Arc::new(Leases::new()), key_prefix, timeout, clock }), series))
+        let shared = Shared {
+            sites,
+            denials,
+            leases: Arc::new(Leases::new()),
+            key_prefix: options.key_prefix.clone(),
+            timeout: options.timeout,
+            busy_poll: options.busy_poll,
+            clock: options.clock.clone(),
+        };
+        Ok(Self::of(Arc::new(shared), series))
     }
 
     /// The same store for another runtime: with queues and connections of its own.
@@ -119,8 +129,13 @@ impl Redis {
     }
 
     fn of(shared: Arc<Shared>, series: RedisSeries) -> Self {
-        let (denials, clock) = (Arc::clone(&shared.denials), shared.clock.clone());
-        let making = Making { denials, clock, timeout: shared.timeout, series: series.clone() };
+        let making = Making {
+            denials: Arc::clone(&shared.denials),
+            clock: shared.clock.clone(),
+            timeout: shared.timeout,
+            busy_poll: shared.busy_poll,
+            series: series.clone(),
+        };
         let sites = shared.sites.iter().map(|site| site.site(&making)).collect();
         Self { shared, own: Arc::new(Own { sites, tasks: Arc::default(), series }) }
     }

@@ -15,11 +15,14 @@ use tokio::runtime::{self, Handle};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::batch::Batch;
+use super::busy_poll::BusyPoll;
 use crate::store::{Clock, StoreError, algorithm};
 
 /// Makes links for one runtime.
 pub(super) struct Links {
     clock: Clock,
+    /// How long the answer to a lone request may take to be polled for.
+    busy_poll: Duration,
 }
 
 /// One place in the pool.
@@ -33,6 +36,7 @@ pub(super) struct Link {
     /// Until when a call may take. It is put off from call to call: a timer that is set already costs no system call, nor do
     /// those of requests, which end later. A new one has tokio write to its eventfd, to wake the thread that sets it.
     deadline: Deadline,
+    busy_poll: BusyPoll,
 }
 
 /// A timer, which ends with the runtime that set it. The link may outlive that, with its store.
@@ -81,8 +85,8 @@ struct Script {
 }
 
 impl Links {
-    pub fn new(clock: Clock) -> Self {
-        Self { clock }
+    pub fn new(clock: Clock, busy_poll: Duration) -> Self {
+        Self { clock, busy_poll }
     }
 }
 
@@ -92,7 +96,15 @@ impl ManageConnection for Links {
 
     async fn connect(&self) -> Result<Link, Infallible> {
         let deadline = Deadline::new();
-        Ok(Link { clock: self.clock.clone(), connection: None, epoch: 0, used: Instant::now(), failures: 0, deadline })
+        Ok(Link {
+            clock: self.clock.clone(),
+            connection: None,
+            epoch: 0,
+            used: Instant::now(),
+            failures: 0,
+            deadline,
+            busy_poll: BusyPoll::new(self.busy_poll),
+        })
     }
 
     async fn is_valid(&self, _: &mut Link) -> Result<(), Infallible> {
@@ -140,10 +152,11 @@ impl Link {
 
     /// Sends calls together, each to be carried out or refused by itself. The script is sent whole only where Redis says that
     /// it doesn't know it: then it did not run, so no hit is counted twice.
-    pub async fn call(&mut self, calls: &[Call], within: Duration) -> Result<Vec<Result<Value, RedisError>>, StoreError> {
+    /// `lone`: they are for one request, which came while nothing was under way.
+    pub async fn call(&mut self, calls: &[Call], lone: bool, within: Duration) -> Result<Vec<Result<Value, RedisError>>, StoreError> {
         self.used = Instant::now();
         let Some(mut connection) = self.connection.clone() else { return Err(StoreError::Connection("not connected".to_owned())) };
-        let Self { clock, deadline, used, .. } = self;
+        let Self { clock, deadline, used, busy_poll, .. } = self;
         let script = Script::by(clock);
         let asking = async {
             let mut replies = Sent::of(calls.iter(), clock, "EVALSHA", &script.hash).carry(&mut connection).await?;
@@ -156,11 +169,14 @@ impl Link {
             Ok(replies)
         };
         let deadline = deadline.put_off(*used + within);
-        tokio::select! {
-            biased;
-            replies = asking => replies.map_err(|error: RedisError| StoreError::from(&error)),
-            () = deadline => Err(StoreError::Deadline(within)),
-        }
+        let answer = async {
+            tokio::select! {
+                biased;
+                replies = asking => replies.map_err(|error: RedisError| StoreError::from(&error)),
+                () = deadline => Err(StoreError::Deadline(within)),
+            }
+        };
+        if lone { busy_poll.wait(answer).await } else { answer.await }
     }
 
     pub fn answered(&mut self) {

@@ -19,8 +19,8 @@ use super::batch::{self, Answer, Ask, Batch};
 use super::breaker::{Breaker, CONNECT_MAX};
 use super::link::{Call, Link, Links, Trouble};
 use crate::metrics::{RedisSeries, Stage};
+use crate::store::StoreError;
 use crate::store::denial::Denials;
-use crate::store::{Clock, StoreError};
 
 pub(super) struct Node {
     queue: Mutex<Queue>,
@@ -103,7 +103,7 @@ const BATCH_HITS_MAX: usize = 256;
 const BATCH_CALLS_MAX: usize = 64;
 
 impl Node {
-    pub fn new(breaker: Arc<Breaker>, denials: Arc<Denials>, clock: Clock, timeout: Duration, series: RedisSeries) -> Self {
+    pub fn new(breaker: Arc<Breaker>, denials: Arc<Denials>, links: Links, timeout: Duration, series: RedisSeries) -> Self {
         // No check at checkout and no ageing: a link is found out to be broken, and connected anew, by its user.
         let links = Pool::builder()
             .max_size(CONNECTIONS)
@@ -112,7 +112,7 @@ impl Node {
             .max_lifetime(None)
             .idle_timeout(None)
             .connection_timeout(timeout)
-            .build_unchecked(Links::new(clock));
+            .build_unchecked(links);
         Self { queue: Mutex::default(), links, breaker, denials, timeout, series }
     }
 
@@ -184,16 +184,18 @@ struct Caretaker {
 
 impl Caretaker {
     async fn run(mut self) {
+        let mut first = true;
         while self.somebody_waits() {
             match self.node.links.get().await {
-                Ok(mut link) => self.serve(&mut link).await,
+                Ok(mut link) => self.serve(&mut link, first).await,
                 Err(error) => self.refuse_all(&StoreError::Connection(format!("{error:?}"))),
             }
+            first = false;
         }
     }
 
-    /// Sends one batch, over a link that is connected first if need be.
-    async fn serve(&self, link: &mut Link) {
+    /// Sends one batch, over a link that is connected first if need be. `first`: nothing was under way before it.
+    async fn serve(&self, link: &mut Link, first: bool) {
         let waited_for = match self.connect(link).await {
             Ok(stage) => stage,
             Err(error) => {
@@ -208,7 +210,8 @@ impl Caretaker {
         }
         let calls: SmallVec<[Call; 1]> = groups.iter().map(|requests| call(requests)).collect();
         calls.iter().for_each(|call| self.node.series.batch_hits.record(call.batch.hits() as f64));
-        let replies = match link.call(&calls, self.node.timeout).await {
+        let lone = first && groups.len() == 1 && groups[0].len() == 1;
+        let replies = match link.call(&calls, lone, self.node.timeout).await {
             Ok(replies) => replies.into_iter().map(|reply| reply.map_err(|error| self.refusal(&error))).collect(),
             Err(error) => vec![Err(Refusal::Failed(error)); calls.len()],
         };

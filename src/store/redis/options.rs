@@ -15,6 +15,9 @@ pub struct RedisOptions {
     pub key_prefix: String,
     /// One deadline over queueing, connecting and the call. More than 0.
     pub timeout: Duration,
+    /// How long the answer to a lone request may take for the thread to poll for it, in place of sleeping until it comes; 0: it
+    /// always sleeps.
+    pub busy_poll: Duration,
     /// The most denials that are remembered; 0 has every request ask.
     pub denials_max: usize,
     pub clock: Clock,
@@ -73,6 +76,9 @@ pub enum RedisUrlError {
     Certificates(String),
 }
 
+/// A Redis on the same machine answers well within it, one across a network hardly ever, and is not polled for then.
+const BUSY_POLL_DEFAULT: Duration = Duration::from_micros(200);
+
 /// Denials remembered unless told otherwise; a few hundred bytes each.
 pub const DENIALS_DEFAULT: usize = 65_536;
 
@@ -84,6 +90,7 @@ impl RedisOptions {
             per_second: None,
             key_prefix: String::new(),
             timeout,
+            busy_poll: BUSY_POLL_DEFAULT,
             denials_max: DENIALS_DEFAULT,
             clock: Clock::System,
         }
@@ -93,13 +100,14 @@ impl RedisOptions {
 impl fmt::Debug for RedisOptions {
     /// Without the address and the credentials, which may hold passwords.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { site: RedisSite { deployment, tls, .. }, per_second, key_prefix, timeout, denials_max, .. } = self;
+        let Self { site: RedisSite { deployment, tls, .. }, per_second, key_prefix, timeout, busy_poll, denials_max, .. } = self;
         f.debug_struct("Redis")
             .field("deployment", deployment)
             .field("tls", &tls.is_some())
             .field("per_second", &per_second.is_some())
             .field("key_prefix", key_prefix)
             .field("timeout", timeout)
+            .field("busy_poll", busy_poll)
             .field("denials_max", denials_max)
             .finish_non_exhaustive()
     }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::batch::Answer;
 use super::breaker::Breaker;
+use super::link::Links;
 use super::node::{Errand, Manner, Node, Pending, Refusal};
 use super::primary::Primary;
 use super::slots::{SlotMap, slot};
@@ -51,6 +52,7 @@ pub(super) struct Making {
     pub denials: Arc<Denials>,
     pub clock: Clock,
     pub timeout: Duration,
+    pub busy_poll: Duration,
     pub series: RedisSeries,
 }
 
@@ -232,7 +234,8 @@ impl Cluster {
 
 impl Making {
     fn node(&self, breaker: Arc<Breaker>) -> Arc<Node> {
-        Arc::new(Node::new(breaker, Arc::clone(&self.denials), self.clock.clone(), self.timeout, self.series.clone()))
+        let links = Links::new(self.clock.clone(), self.busy_poll);
+        Arc::new(Node::new(breaker, Arc::clone(&self.denials), links, self.timeout, self.series.clone()))
     }
 }
 
