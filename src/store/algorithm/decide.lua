@@ -37,9 +37,9 @@
 -- An algorithm is two functions:
 --   take(key, window, limit, need, amount, pace, leave_new, others, position)
 --                              where a hit fits, and others(position), if given, says that the request's other hits did, records
---                              it, in Redis at once: the hits used then, what reset tells, and whether that made the key. If it
---                              would, and is to leave_new, false. Else, and where Redis has to be put right first, nil twice,
---                              and, where it is this hit's own matter, what load gives
+--                              it, in Redis at once: the hits used then, what reset tells, and whether that made the key. Else, and
+--                              where Redis has to be put right first, nil twice, and, where it is this hit's own matter, what
+--                              load gives. If it would make the key, and is to leave_new ones, false alone, and nothing is done
 --   on_states()                the others, in a table:
 --   load(key, window)          the counter's state as of now, or nil and why not
 --   held(key, window, ...)     the same, of what take has read
@@ -275,20 +275,23 @@ while position <= #batch do
   else
     local take = algorithm(number).take
     -- The first key that this run made, and what its hit was told: keys that are new after it become copies of it, expiry and
-    -- all, and are told the same. false: Redis can't copy (before 6.2).
+    -- all, and are told the same. false: it can't be copied, since Redis can't (before 6.2) or may not, or since it has expired.
     local original, original_told
-    local guesses = 0 -- how many keys more are taken to be new before they are read
+    -- How many of the next keys are taken to be new and copied before they are read: one more for each that was new, one less for
+    -- each that was not. Where clients come once, most are.
+    local guesses = 0
     for place = counter, counter + run - 1 do
       local key = keys[place]
-      local used, wait, state, why = false -- false: it is new
-      if guesses == 0 then used, wait, state, why = take(key, window, limit, need, amount, pace, original) end
+      local used, wait, state, why = false -- false: it is new, or taken to be
+      if guesses == 0 then used, wait, state, why = take(key, window, limit, need, amount, pace, original and true) end
       if used == false then
         local copied = try('COPY', original, key)
         if copied == 1 then
           guesses = guesses + 1
           reply[#reply + 1] = original_told
         else
-          if copied == 0 then guesses = guesses - 1 else original, guesses = false, 0 end
+          -- It is there already; or there is no original.
+          if copied == 0 and guesses > 0 then guesses = guesses - 1 else original, guesses = false, 0 end
           used, wait, state, why = take(key, window, limit, need, amount, pace)
         end
       end

@@ -92,13 +92,14 @@ local function fixed_window()
     if not number or moved or used + need > limit then
       return nil, nil, on_states().held(key, window, number, used, expires, moved)
     end
+    new = amount > 0 and new
+    if new and leave_new then return false end
     if others and not others(position) then return end
     if amount > 0 then
-      if new and leave_new then return false end
       used = used + amount
       put(key, window, number, used, expires)
     end
-    return used, rest(number, window), new and amount > 0
+    return used, rest(number, window), new
   end
 
   return { take = take, on_states = on_states }

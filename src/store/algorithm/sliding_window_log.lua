@@ -207,20 +207,19 @@ local function sliding_window_log()
     if not time or used + need > limit then
       return nil, nil, on_states().held(key, window, time, before, after, base, first, used, stored, left)
     end
+    local new = amount > 0 and first == 0 and not left
+    if new and leave_new then return false end
     if others and not others(position) then return end
     if amount > 0 then
       local at, expiry = now - now % tick + tick - 1, time -- the end of the current tick
-      local new = first == 0 and not left
-      if new and leave_new then return false end
       if at > time then
         stored, time, before = nil, at, after
         if first == 0 then first = at end
       end
       used = used + amount
       put(key, window, time, pack(ENTRY, time, before, (after - 2^53 + amount) % 2^53, base, first), stored, left, expiry)
-      return used, first + window - now, new
     end
-    return used, first == 0 and 0 or first + window - now
+    return used, first == 0 and 0 or first + window - now, new
   end
 
   return { take = take, on_states = on_states }

@@ -176,9 +176,9 @@ local function token_bucket()
     if not at or moved or used + need > burst then
       return nil, nil, on_states().held(key, window, at, whole, part, limit, used, expiry, moved)
     end
-    if others and not others(position) then return end
-    local new = not expiry and amount > 0
+    local new = amount > 0 and not expiry
     if new and leave_new then return false end
+    if others and not others(position) then return end
     if amount > 0 then
       whole, part = filled(whole, part, limit, amount, window, pace)
       limit, used = pace, used + amount
