@@ -54,7 +54,7 @@ pub struct RedisArgs {
     #[arg(long, env = "REDIS_TIMEOUT", value_name = "DURATION", default_value = "10ms", value_parser = positive_duration)]
     redis_timeout: Duration,
 
-    /// Poll for the answer to a lone request in place of sleeping, while the last one came within this; 0 turns it off
+    /// Poll for the answer to a lone request in place of sleeping, for so long, if the last one came within it; 0: never
     #[arg(long, env = "REDIS_BUSY_POLL", value_name = "DURATION", default_value = "200us", value_parser = parse_duration)]
     redis_busy_poll: Duration,
 

@@ -134,6 +134,7 @@ impl Redis {
             clock: shared.clock.clone(),
             timeout: shared.timeout,
             busy_poll: shared.busy_poll,
+            caretakers: Arc::default(),
             series: series.clone(),
         };
         let sites = shared.sites.iter().map(|site| site.site(&making)).collect();

@@ -39,7 +39,7 @@
 --                              where a hit fits, and others(position), if given, says that the request's other hits did, records
 --                              it, in Redis at once: the hits used then, what reset tells, and whether that made the key. Else, and
 --                              where Redis has to be put right first, nil twice, and, where it is this hit's own matter, what
---                              load gives. If it would make the key, and is to leave_new ones, false alone, and nothing is done
+--                              load gives. Where it would make the key and leave_new is set: false alone, and nothing is done
 --   on_states()                the others, in a table:
 --   load(key, window)          the counter's state as of now, or nil and why not
 --   held(key, window, ...)     the same, of what take has read
@@ -274,11 +274,11 @@ while position <= #batch do
     position = run == 1 and take_request(position) or decide(position)
   else
     local take = algorithm(number).take
-    -- The first key that this run made, and what its hit was told: keys that are new after it become copies of it, expiry and
-    -- all, and are told the same. false: it can't be copied, since Redis can't (before 6.2) or may not, or since it has expired.
+    -- The first key that this run made, if it did, and what its hit was told: keys that are new after it become copies of it,
+    -- expiry and all, and are told the same. false: it can't be copied: Redis can't (before 6.2) or may not, or it has expired.
     local original, original_told
     -- How many of the next keys are taken to be new and copied before they are read: one more for each that was new, one less for
-    -- each that was not. Where clients come once, most are.
+    -- each that was not. Where clients come once, most are. Above 0 there is an original.
     local guesses = 0
     for place = counter, counter + run - 1 do
       local key = keys[place]

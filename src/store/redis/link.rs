@@ -11,7 +11,7 @@ use bb8_redis::bb8::ManageConnection;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
 use smallvec::SmallVec;
-use tokio::runtime::{self, Handle};
+use tokio::runtime::{self, Handle, RuntimeFlavor};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::batch::Batch;
@@ -21,7 +21,6 @@ use crate::store::{Clock, StoreError, algorithm};
 /// Makes links for one runtime.
 pub(super) struct Links {
     clock: Clock,
-    /// How long the answer to a lone request may take to be polled for.
     busy_poll: Duration,
 }
 
@@ -96,15 +95,10 @@ impl ManageConnection for Links {
 
     async fn connect(&self) -> Result<Link, Infallible> {
         let deadline = Deadline::new();
-        Ok(Link {
-            clock: self.clock.clone(),
-            connection: None,
-            epoch: 0,
-            used: Instant::now(),
-            failures: 0,
-            deadline,
-            busy_poll: BusyPoll::new(self.busy_poll),
-        })
+        // The threads of another one wake each other: who polls may not be the one who reads from connections.
+        let is_alone = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
+        let busy_poll = BusyPoll::new(if is_alone { self.busy_poll } else { Duration::ZERO });
+        Ok(Link { clock: self.clock.clone(), connection: None, epoch: 0, used: Instant::now(), failures: 0, deadline, busy_poll })
     }
 
     async fn is_valid(&self, _: &mut Link) -> Result<(), Infallible> {
@@ -152,7 +146,7 @@ impl Link {
 
     /// Sends calls together, each to be carried out or refused by itself. The script is sent whole only where Redis says that
     /// it doesn't know it: then it did not run, so no hit is counted twice.
-    /// `lone`: they are for one request, which came while nothing was under way.
+    /// `lone`: they are for one request, and nothing else is under way.
     pub async fn call(&mut self, calls: &[Call], lone: bool, within: Duration) -> Result<Vec<Result<Value, RedisError>>, StoreError> {
         self.used = Instant::now();
         let Some(mut connection) = self.connection.clone() else { return Err(StoreError::Connection("not connected".to_owned())) };

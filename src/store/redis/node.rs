@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bb8_redis::bb8::Pool;
@@ -25,6 +26,8 @@ use crate::store::denial::Denials;
 pub(super) struct Node {
     queue: Mutex<Queue>,
     links: Pool<Links>,
+    /// Those of all nodes of the runtime that are at work.
+    caretakers: Arc<AtomicUsize>,
     breaker: Arc<Breaker>,
     denials: Arc<Denials>,
     timeout: Duration,
@@ -103,7 +106,14 @@ const BATCH_HITS_MAX: usize = 256;
 const BATCH_CALLS_MAX: usize = 64;
 
 impl Node {
-    pub fn new(breaker: Arc<Breaker>, denials: Arc<Denials>, links: Links, timeout: Duration, series: RedisSeries) -> Self {
+    pub fn new(
+        breaker: Arc<Breaker>,
+        denials: Arc<Denials>,
+        links: Links,
+        caretakers: Arc<AtomicUsize>,
+        timeout: Duration,
+        series: RedisSeries,
+    ) -> Self {
         // No check at checkout and no ageing: a link is found out to be broken, and connected anew, by its user.
         let links = Pool::builder()
             .max_size(CONNECTIONS)
@@ -113,7 +123,7 @@ impl Node {
             .idle_timeout(None)
             .connection_timeout(timeout)
             .build_unchecked(links);
-        Self { queue: Mutex::default(), links, breaker, denials, timeout, series }
+        Self { queue: Mutex::default(), links, caretakers, breaker, denials, timeout, series }
     }
 
     pub fn is_behind(&self, breaker: &Arc<Breaker>) -> bool {
@@ -169,7 +179,7 @@ impl Node {
             queue.taken_care_of = true;
             // A task of its own, so that a caller that goes away breaks no batch. What is ready to run now runs before it
             // and joins its batch.
-            tokio::spawn(Caretaker { node: Arc::clone(self), finished: false }.run());
+            tokio::spawn(Caretaker::of(self).run());
         }
         Ok(())
     }
@@ -183,6 +193,11 @@ struct Caretaker {
 }
 
 impl Caretaker {
+    fn of(node: &Arc<Node>) -> Self {
+        node.caretakers.fetch_add(1, Ordering::Relaxed);
+        Self { node: Arc::clone(node), finished: false }
+    }
+
     async fn run(mut self) {
         let mut first = true;
         while self.somebody_waits() {
@@ -194,7 +209,8 @@ impl Caretaker {
         }
     }
 
-    /// Sends one batch, over a link that is connected first if need be. `first`: nothing was under way before it.
+    /// Sends one batch, over a link that is connected first if need be. `first`: none is under way, nor was one to this node just
+    /// now.
     async fn serve(&self, link: &mut Link, first: bool) {
         let waited_for = match self.connect(link).await {
             Ok(stage) => stage,
@@ -210,7 +226,7 @@ impl Caretaker {
         }
         let calls: SmallVec<[Call; 1]> = groups.iter().map(|requests| call(requests)).collect();
         calls.iter().for_each(|call| self.node.series.batch_hits.record(call.batch.hits() as f64));
-        let lone = first && groups.len() == 1 && groups[0].len() == 1;
+        let lone = is_lone(first, self.node.caretakers.load(Ordering::Relaxed), &groups);
         let replies = match link.call(&calls, lone, self.node.timeout).await {
             Ok(replies) => replies.into_iter().map(|reply| reply.map_err(|error| self.refusal(&error))).collect(),
             Err(error) => vec![Err(Refusal::Failed(error)); calls.len()],
@@ -371,6 +387,13 @@ impl Waiting {
     }
 }
 
+/// Whether the requests of a batch, by calls, are a single one, the first that a caretaker takes care of, with no other caretaker
+/// at work. Where more are under way they wait for each other, and the thread has other things to do than to poll for one.
+fn is_lone<T>(first: bool, caretakers: usize, groups: &[Vec<T>]) -> bool {
+    let single = matches!(groups, [group] if group.len() == 1);
+    first && caretakers == 1 && single
+}
+
 /// The call that decides requests of one slot.
 fn call(requests: &[Waiting]) -> Call {
     let batch = Batch::new(requests.iter().map(|waiting| Arc::clone(&waiting.errand.asks)).collect());
@@ -380,10 +403,25 @@ fn call(requests: &[Waiting]) -> Call {
 impl Drop for Caretaker {
     /// However the task ends (its runtime may be gone), the next one who asks finds the queue open.
     fn drop(&mut self) {
+        self.node.caretakers.fetch_sub(1, Ordering::Relaxed);
         if !self.finished {
             let mut queue = self.node.queue.lock();
             queue.taken_care_of = false;
             queue.connecting_since = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lone_is_one_request_with_nothing_else_under_way() {
+        assert!(is_lone(true, 1, &[vec![()]]));
+        assert!(!is_lone(false, 1, &[vec![()]]), "it came while another one was under way");
+        assert!(!is_lone(true, 2, &[vec![()]]), "another node is asked");
+        assert!(!is_lone(true, 1, &[vec![(), ()]]));
+        assert!(!is_lone(true, 1, &[vec![()], vec![()]]), "two slots");
     }
 }

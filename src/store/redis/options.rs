@@ -15,8 +15,8 @@ pub struct RedisOptions {
     pub key_prefix: String,
     /// One deadline over queueing, connecting and the call. More than 0.
     pub timeout: Duration,
-    /// How long the answer to a lone request may take for the thread to poll for it, in place of sleeping until it comes; 0: it
-    /// always sleeps.
+    /// For how long a thread polls for the answer to a lone request, in place of sleeping until it comes, if the last such answer
+    /// came within it; 0: never. In a runtime of several threads they sleep.
     pub busy_poll: Duration,
     /// The most denials that are remembered; 0 has every request ask.
     pub denials_max: usize,
@@ -76,7 +76,7 @@ pub enum RedisUrlError {
     Certificates(String),
 }
 
-/// A Redis on the same machine answers well within it, one across a network hardly ever, and is not polled for then.
+/// A Redis on the same machine answers well within it, one in the next rack may.
 const BUSY_POLL_DEFAULT: Duration = Duration::from_micros(200);
 
 /// Denials remembered unless told otherwise; a few hundred bytes each.

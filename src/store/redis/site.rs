@@ -2,6 +2,7 @@
 //! to the node that serves its slot, and follows where a Cluster sends it. It knows no hits, only where their keys lie.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -53,6 +54,8 @@ pub(super) struct Making {
     pub clock: Clock,
     pub timeout: Duration,
     pub busy_poll: Duration,
+    /// Of all nodes of the runtime.
+    pub caretakers: Arc<AtomicUsize>,
     pub series: RedisSeries,
 }
 
@@ -235,7 +238,8 @@ impl Cluster {
 impl Making {
     fn node(&self, breaker: Arc<Breaker>) -> Arc<Node> {
         let links = Links::new(self.clock.clone(), self.busy_poll);
-        Arc::new(Node::new(breaker, Arc::clone(&self.denials), links, self.timeout, self.series.clone()))
+        let (denials, caretakers) = (Arc::clone(&self.denials), Arc::clone(&self.caretakers));
+        Arc::new(Node::new(breaker, denials, links, caretakers, self.timeout, self.series.clone()))
     }
 }
 
