@@ -69,7 +69,7 @@ pub enum FailurePolicy {
 pub struct UnknownPolicy(String);
 
 /// What a descriptor that is over its limit does to the request. The same for all hits of a descriptor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// It denies the request.
     #[default]

@@ -28,7 +28,7 @@ pub(super) const SCRIPT: &str = concat!(
 );
 
 /// On what terms one hit is judged and recorded, in plain numbers: hits and microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Terms {
     /// What the counter may hold with this hit: the limit, or of a token bucket its burst.
     pub limit: u64,

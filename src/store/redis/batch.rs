@@ -67,11 +67,22 @@ pub(super) struct Grant {
 
 /// Requests encoded for one call of the script.
 pub(super) struct Batch {
-    requests: Vec<Arc<[Ask]>>,
+    /// In the order in which the script is told of them.
+    requests: Vec<Request>,
     /// Each once, in the order of their places.
     counters: Vec<Counted>,
     /// The hits, encoded.
     pub encoded: Vec<u8>,
+}
+
+/// A request of a batch.
+struct Request {
+    asks: Arc<[Ask]>,
+    /// Its place among those that the batch was made of.
+    number: usize,
+    /// Those of its hits among all of the batch.
+    hits: Range<usize>,
+    plain: bool,
 }
 
 /// A counter of a batch.
@@ -80,9 +91,11 @@ struct Counted {
     first: (usize, usize),
     /// There is no other.
     only: bool,
+    /// Among the batch's, from 0 on.
+    place: Option<usize>,
 }
 
-/// Requests of one plain hit each, on the same terms, one after the other: they are encoded as one.
+/// Requests of one plain hit each, on the same terms: they are encoded as one.
 struct Run<'a> {
     first: &'a Ask,
     /// Where that is encoded.
@@ -184,68 +197,98 @@ fn is_plain(asks: &[Ask]) -> bool {
     told && asks.len() <= PLAIN_HITS_MAX && asks.iter().all(|ask| ask.flow == Flow::Taken)
 }
 
-/// The counters of some requests, and of each hit the place of its own among them.
-fn counters(requests: &[Arc<[Ask]>]) -> (Vec<Counted>, Vec<usize>) {
-    let (mut counters, mut places) = (Vec::<Counted>::with_capacity(requests.len()), Vec::with_capacity(requests.len()));
-    let mut place_of: HashMap<&[u8], usize> = HashMap::with_capacity(requests.len());
-    for (request, asks) in requests.iter().enumerate() {
-        for (hit, ask) in asks.iter().enumerate() {
-            let place = *place_of.entry(&ask.key).or_insert(counters.len());
-            match counters.get_mut(place) {
-                Some(counted) => counted.only = false,
-                None => counters.push(Counted { first: (request, hit), only: true }),
-            }
-            places.push(place);
+/// The counters of some requests, and of each hit which of them is its own.
+fn counters(requests: &[Request]) -> (Vec<Counted>, Vec<usize>) {
+    let (mut counters, mut counter_of) = (Vec::<Counted>::with_capacity(requests.len()), Vec::with_capacity(requests.len()));
+    let mut known: HashMap<&[u8], usize> = HashMap::with_capacity(requests.len());
+    for ask in requests.iter().flat_map(|request| &*request.asks) {
+        let counter = *known.entry(&ask.key).or_insert(counters.len());
+        match counters.get_mut(counter) {
+            Some(counted) => counted.only = false,
+            None => counters.push(Counted { first: (0, 0), only: true, place: None }),
         }
+        counter_of.push(counter);
     }
-    (counters, places)
+    (counters, counter_of)
 }
 
 impl Batch {
-    pub fn new(requests: Vec<Arc<[Ask]>>) -> Self {
-        let (counters, places) = counters(&requests);
-        let (mut encoded, mut places_left) = (Vec::new(), &places[..]);
+    /// Of requests in the order of their arrival.
+    pub fn new(requests: impl IntoIterator<Item = Arc<[Ask]>>) -> Self {
+        let mut hits = 0;
+        let request = |(number, asks): (usize, Arc<[Ask]>)| {
+            let from = hits;
+            hits += asks.len();
+            Request { asks, number, hits: from..hits, plain: false }
+        };
+        let mut requests: Vec<Request> = requests.into_iter().enumerate().map(request).collect();
+        let (mut counters, counter_of) = counters(&requests);
+        for request in &mut requests {
+            request.plain = is_plain(&request.asks) && counter_of[request.hits.clone()].iter().all(|counter| counters[*counter].only);
+        }
+        // Those of one plain hit have their counters for themselves, so it is the same when they are decided: by their terms, for
+        // the longest runs, after the others, which keep their order.
+        requests.sort_by_key(|request| request.only_plain_hit().map(Ask::told));
+        let (mut encoded, mut placed) = (Vec::new(), 0);
         let mut run: Option<Run<'_>> = None;
-        for asks in &requests {
-            let of_request;
-            (of_request, places_left) = places_left.split_at(asks.len());
-            let plain = is_plain(asks) && of_request.iter().all(|place| counters[*place].only);
-            if let (true, [ask], Some(run)) = (plain, &asks[..], &mut run)
-                && ask.is_on_the_terms_of(run.first)
-            {
-                // Its counter follows the one before it: both have their places from the only hit on them.
-                run.go_on(&mut encoded);
-                continue;
+        for (at, request) in requests.iter().enumerate() {
+            let only = request.only_plain_hit();
+            let goes_on = matches!((only, &run), (Some(ask), Some(run)) if ask.told() == run.first.told());
+            if !goes_on {
+                run = only.map(|first| Run { first, at: encoded.len(), requests: 1 });
             }
-            run = match &asks[..] {
-                [ask] if plain => Some(Run { first: ask, at: encoded.len(), requests: 1 }),
-                _ => None,
-            };
-            for (number, (ask, place)) in asks.iter().zip(of_request).enumerate() {
-                ask.write(plain, plain && number + 1 < asks.len(), *place, &mut encoded);
+            for (hit, (ask, counter)) in request.asks.iter().zip(&counter_of[request.hits.clone()]).enumerate() {
+                let counted = &mut counters[*counter];
+                let place = *counted.place.get_or_insert_with(|| {
+                    counted.first = (at, hit);
+                    placed += 1;
+                    placed - 1
+                });
+                match &mut run {
+                    // Its counter follows the one before it: both have their places from the only hit on them.
+                    Some(run) if goes_on => run.go_on(&mut encoded),
+                    _ => ask.write(request.plain, request.plain && hit + 1 < request.asks.len(), place, &mut encoded),
+                }
             }
         }
+        counters.sort_unstable_by_key(|counted| counted.place);
         Self { requests, counters, encoded }
     }
 
     /// The counters, each once.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.counters.iter().map(|Counted { first: (request, hit), .. }| &*self.requests[*request][*hit].key)
+        self.counters.iter().map(|Counted { first: (request, hit), .. }| &*self.requests[*request].asks[*hit].key)
     }
 
     pub fn hits(&self) -> usize {
-        self.requests.iter().map(|asks| asks.len()).sum()
+        self.requests.iter().map(|request| request.asks.len()).sum()
     }
 
-    /// The answers to the batch's requests, in order.
+    /// The answers to the batch's requests, in the order of their arrival.
     ///
     /// # Errors
     /// A reply of another form than decide.lua's.
     pub fn read(&self, reply: Value) -> Result<Vec<Result<Answer, StoreError>>, StoreError> {
         let Value::BulkString(bytes) = reply else { return Err(malformed()) };
         let mut reader = Reader(&bytes);
-        let answers = self.requests.iter().map(|asks| read_request(asks, &mut reader)).collect::<Option<_>>();
-        answers.filter(|_| reader.0.is_empty()).ok_or_else(malformed)
+        let answers = self.requests.iter().map(|request| read_request(&request.asks, &mut reader)).collect::<Option<_>>();
+        let answers: Vec<_> = answers.filter(|_| reader.0.is_empty()).ok_or_else(malformed)?;
+        if self.requests.is_sorted_by_key(|request| request.number) {
+            return Ok(answers);
+        }
+        let mut numbered: Vec<_> = self.requests.iter().map(|request| request.number).zip(answers).collect();
+        numbered.sort_unstable_by_key(|(number, _)| *number);
+        Ok(numbered.into_iter().map(|(_, answer)| answer).collect())
+    }
+}
+
+impl Request {
+    /// The plain hit that is all of it.
+    fn only_plain_hit(&self) -> Option<&Ask> {
+        match &*self.asks {
+            [ask] if self.plain => Some(ask),
+            _ => None,
+        }
     }
 }
 
@@ -277,10 +320,9 @@ impl Ask {
         self.algorithm != FIXED_WINDOW
     }
 
-    /// Whether the script would decide it in the same way, were it on the same counter.
-    fn is_on_the_terms_of(&self, other: &Self) -> bool {
-        let of = |ask: &Self| (ask.algorithm, ask.kind, ask.count_denied, ask.flow, ask.last, ask.terms);
-        of(self) == of(other)
+    /// What the script is told of a plain hit, but for its counter.
+    fn told(&self) -> impl Ord + use<> {
+        (self.algorithm, self.kind, self.count_denied, self.terms)
     }
 
     /// `more`: more hits of its plain request follow. `place`: its counter's among the batch's, from 0 on.
@@ -382,7 +424,7 @@ mod tests {
     fn plain_are_requests_that_take_hits_with_no_others_of_the_batch_on_their_counters() {
         let taken = |clients: &[&str]| asks(&clients.iter().copied().map(hit).collect::<Vec<_>>(), "");
         let elsewhere = taken(&["f", "g", "h"]);
-        let batch = Batch::new(vec![
+        let batch = Batch::new([
             taken(&["a"]),
             taken(&["b", "c"]),
             taken(&["a"]),
@@ -398,7 +440,7 @@ mod tests {
         ]);
         let plain: Vec<(u16, u8)> = runs(&batch).into_iter().map(|(run, more, _)| (run, more)).collect();
         let [a, bc, d, jkl] = [&[(0, 0)][..], &[(1, 1), (1, 0)], &[(1, 0)], &[(1, 1), (1, 1), (1, 0)]];
-        assert_eq!(plain, [a, bc, a, d, &[(0, 0); 6], jkl, &[(0, 0); 4]].concat());
+        assert_eq!(plain, [a, bc, a, &[(0, 0); 6], jkl, &[(0, 0); 4], d].concat(), "what is alone on its counter comes last");
         assert_eq!((batch.keys().len(), batch.hits()), (15, 18));
     }
 
@@ -406,22 +448,37 @@ mod tests {
     fn a_request_of_many_hits_is_not_plain() {
         let clients: Vec<String> = (0..=PLAIN_HITS_MAX).map(|number| number.to_string()).collect();
         let hits: Vec<_> = clients.iter().map(|client| hit(client)).collect();
-        let plain = |hits: &[Hit<'_>]| runs(&Batch::new(vec![asks(hits, "")])).iter().all(|(run, ..)| *run == 1);
+        let plain = |hits: &[Hit<'_>]| runs(&Batch::new([asks(hits, "")])).iter().all(|(run, ..)| *run == 1);
         assert!(plain(&hits[1..]));
         assert!(!plain(&hits));
     }
 
+    fn under(limit: u32, client: &str) -> Arc<[Ask]> {
+        asks(&[Hit { limit: Limit::from(limit), ..hit(client) }], "")
+    }
+
     #[test]
-    fn plain_hits_on_the_same_terms_are_encoded_as_one_as_long_as_nothing_comes_between() {
-        let alike = ["a", "b", "c", "d", "e", "f", "g", "h", "i"].map(|client| asks(&[hit(client)], ""));
-        let [a, b, c, d, e, f, g, h, i] = alike;
-        let other = |client, limit| asks(&[Hit { limit: Limit::from(limit), ..hit(client) }], "");
+    fn plain_hits_on_the_same_terms_are_encoded_as_one_whatever_comes_between() {
+        let [a, b, c, d, e, f, g, h, i] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"].map(|client| under(1, client));
         let denied_too = asks(&[Hit { count_denied: true, ..hit("y") }], "");
         let shadow = asks(&[Hit { kind: Kind::Shadow, ..hit("z") }], "");
         let twice = d.clone();
-        let batch = Batch::new(vec![a, b, c, d, twice, e, f, other("x", 2), g, denied_too, h, shadow, i]);
-        let seen = [(3, 1), (0, 4), (0, 4), (2, 5), (1, 7), (1, 8), (1, 9), (1, 10), (1, 11), (1, 12)];
+        let batch = Batch::new([a, b, c, d, twice, e, f, under(2, "x"), g, denied_too, h, shadow, i]);
+        let seen = [(0, 1), (0, 1), (8, 2), (1, 10), (1, 11), (1, 12)];
         assert_eq!(runs(&batch), seen.map(|(run, place)| (run, 0, place)));
         assert_eq!((batch.keys().len(), batch.hits()), (12, 13));
+        // A key reads 1{d|CLIENT}...
+        let clients: String = batch.keys().map(|key| char::from(key[4])).collect();
+        assert_eq!(clients, "dabcefghixyz");
+    }
+
+    #[test]
+    fn answers_come_in_the_order_of_the_requests() {
+        let batch = Batch::new([under(2, "a"), under(1, "b"), under(2, "c"), under(1, "d")]);
+        assert_eq!(runs(&batch), [(2, 0, 1), (2, 0, 3)]);
+        let reply = (1..=4u64).flat_map(|used| [&[1, 0][..], &used.to_be_bytes()[1..], &[0; 7]].concat()).collect();
+        let answers = batch.read(Value::BulkString(reply)).unwrap();
+        let used: Vec<u64> = answers.into_iter().map(|answer| answer.map(|answer| answer.verdict.tallies[0].used).unwrap()).collect();
+        assert_eq!(used, [3, 1, 4, 2]);
     }
 }

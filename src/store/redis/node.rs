@@ -396,7 +396,7 @@ fn is_lone<T>(first: bool, caretakers: usize, groups: &[Vec<T>]) -> bool {
 
 /// The call that decides requests of one slot.
 fn call(requests: &[Waiting]) -> Call {
-    let batch = Batch::new(requests.iter().map(|waiting| Arc::clone(&waiting.errand.asks)).collect());
+    let batch = Batch::new(requests.iter().map(|waiting| Arc::clone(&waiting.errand.asks)));
     Call { batch, asking: requests.iter().any(|waiting| waiting.errand.manner == Manner::Asking) }
 }
 

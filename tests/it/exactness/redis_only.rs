@@ -203,6 +203,33 @@ fn of_requests_alike_each_is_decided_by_its_own_counter() {
     }
 }
 
+/// The script is told of those alike together, whatever came between.
+#[test]
+fn of_requests_under_several_rules_each_is_decided_and_told_by_its_own() {
+    const ACTIONS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let bench = Bench::redis();
+    // By turns of three limits, and each with hits of its own.
+    let rules: Vec<Rule> = (0..8).map(|number| Rule::new(ACTIONS[number], 10 * (number as u64 % 3 + 1), MINUTE)).collect();
+    for (number, rule) in rules.iter().enumerate() {
+        (0..number).for_each(|_| assert!(bench.ask(&rule.hit()).0));
+    }
+    let twice = Rule::new("twice", 1, MINUTE);
+    let mut requests: Vec<_> = rules.iter().map(|rule| vec![rule.hit()]).collect();
+    requests.insert(2, vec![twice.hit()]);
+    requests.insert(5, vec![twice.hit()]);
+    let before = bench.server().script_calls().0;
+    let answers = bench.together(&requests);
+    assert_eq!(bench.server().script_calls().0, before + 1);
+    let told: Vec<_> = answers
+        .iter()
+        .map(|answer| answer.as_ref().map(|told| (told.admitted, told.tallies[0].used, told.tallies[0].remaining)).unwrap())
+        .collect();
+    let mut expected: Vec<_> = (0..8).map(|number| (true, number + 1, 10 * (number % 3 + 1) - number - 1)).collect();
+    expected.insert(2, (true, 1, 0));
+    expected.insert(5, (false, 1, 0));
+    assert_eq!(told, expected, "of the two on one counter the first one is admitted");
+}
+
 /// The script makes keys that are alike as copies of the first of them, where Redis has a command for it.
 #[test]
 fn counters_that_are_new_in_one_batch_are_as_if_each_had_come_alone() {
@@ -232,6 +259,19 @@ fn counters_that_are_new_in_one_batch_are_as_if_each_had_come_alone() {
             let tries = together.server().info("commandstats").matches("cmdstat_copy:calls=5,").count();
             assert_eq!(5 * tries, tried, "of c, e, f, which were new, and of b and d, which were taken to be");
         }
+    }
+}
+
+/// Where the clock is far behind, what is made has expired at once: there is nothing to copy.
+#[test]
+fn a_counter_that_has_expired_at_once_is_copied_no_more() {
+    for algorithm in Algorithm::ALL {
+        let bench = Bench::on(RedisServer::start());
+        let rules = ["a", "b", "c", "d", "e", "f"].map(|action| Rule::new(action, 7, MINUTE).by(algorithm));
+        let told = bench.together(&rules.map(|rule| vec![rule.hit()]));
+        assert!(told.iter().all(|told| told.as_ref().is_ok_and(|told| told.admitted && told.tallies[0].used == 1)), "{told:?}");
+        assert!(bench.keys().is_empty());
+        assert!(bench.server().info("commandstats").contains("cmdstat_copy:calls=2,"), "of b, taken to be new, and of c, which was");
     }
 }
 
