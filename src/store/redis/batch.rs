@@ -301,6 +301,11 @@ impl Run<'_> {
 }
 
 impl Ask {
+    /// Whether a caller waits for it. None does for what is granted ahead of use, or taken back.
+    pub fn is_awaited(&self) -> bool {
+        matches!(self.flow, Flow::Taken | Flow::GivenBack)
+    }
+
     pub fn is_refund(&self) -> bool {
         self.flow == Flow::GivenBack
     }
@@ -474,11 +479,19 @@ mod tests {
 
     #[test]
     fn answers_come_in_the_order_of_the_requests() {
-        let batch = Batch::new([under(2, "a"), under(1, "b"), under(2, "c"), under(1, "d")]);
-        assert_eq!(runs(&batch), [(2, 0, 1), (2, 0, 3)]);
-        let reply = (1..=4u64).flat_map(|used| [&[1, 0][..], &used.to_be_bytes()[1..], &[0; 7]].concat()).collect();
-        let answers = batch.read(Value::BulkString(reply)).unwrap();
-        let used: Vec<u64> = answers.into_iter().map(|answer| answer.map(|answer| answer.verdict.tallies[0].used).unwrap()).collect();
-        assert_eq!(used, [3, 1, 4, 2]);
+        let two = asks(&[hit("e"), hit("f")], "");
+        let batch = Batch::new([under(2, "a"), under(1, "b"), two, under(2, "c"), under(1, "d")]);
+        assert_eq!(runs(&batch), [(1, 1, 1), (1, 0, 2), (2, 0, 3), (2, 0, 5)]);
+        let told = |used: u64| [&[0][..], &used.to_be_bytes()[1..], &[0; 7]].concat();
+        let one = |used| [vec![1], told(used)].concat();
+        let refused = [&[2, 0, 2][..], b"no"].concat();
+        let mut reply = [vec![1], told(1), told(2), one(3), refused, one(5), one(6)].concat();
+        let used: Vec<Result<Vec<u64>, StoreError>> = (batch.read(Value::BulkString(reply.clone())).unwrap().into_iter())
+            .map(|answer| Ok(answer?.verdict.tallies.iter().map(|tally| tally.used).collect()))
+            .collect();
+        let no = Err(StoreError::Reply("no".to_owned()));
+        assert_eq!(used, [Ok(vec![5]), Ok(vec![3]), Ok(vec![1, 2]), Ok(vec![6]), no]);
+        reply.pop();
+        assert!(batch.read(Value::BulkString(reply)).is_err(), "it ends too soon");
     }
 }

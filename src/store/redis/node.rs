@@ -226,7 +226,7 @@ impl Caretaker {
         }
         let calls: SmallVec<[Call; 1]> = groups.iter().map(|requests| call(requests)).collect();
         calls.iter().for_each(|call| self.node.series.batch_hits.record(call.batch.hits() as f64));
-        let lone = is_lone(first, self.node.caretakers.load(Ordering::Relaxed), &groups);
+        let lone = is_lone(first, self.node.caretakers.load(Ordering::Relaxed), &groups, Waiting::is_awaited);
         let replies = match link.call(&calls, lone, self.node.timeout).await {
             Ok(replies) => replies.into_iter().map(|reply| reply.map_err(|error| self.refusal(&error))).collect(),
             Err(error) => vec![Err(Refusal::Failed(error)); calls.len()],
@@ -376,6 +376,11 @@ impl Caretaker {
 }
 
 impl Waiting {
+    /// Whether a caller asked, and not a lease, nor what is taken back.
+    fn is_awaited(&self) -> bool {
+        self.errand.asks.iter().all(Ask::is_awaited)
+    }
+
     /// Whoever asked does not wait any more.
     fn is_given_up(&self) -> bool {
         self.reply.is_closed()
@@ -387,11 +392,11 @@ impl Waiting {
     }
 }
 
-/// Whether the requests of a batch, by calls, are a single one, the first that a caretaker takes care of, with no other caretaker
-/// at work. Where more are under way they wait for each other, and the thread has other things to do than to poll for one.
-fn is_lone<T>(first: bool, caretakers: usize, groups: &[Vec<T>]) -> bool {
-    let single = matches!(groups, [group] if group.len() == 1);
-    first && caretakers == 1 && single
+/// Whether the requests of a batch, by calls, are a single one that a caller waits for, the first that a caretaker takes care of,
+/// with no other caretaker at work. Where more are under way they wait for each other, and the thread has more to do.
+fn is_lone<T>(first: bool, caretakers: usize, groups: &[Vec<T>], is_awaited: impl Fn(&T) -> bool) -> bool {
+    let [group] = groups else { return false };
+    first && caretakers == 1 && group.len() == 1 && group.iter().all(is_awaited)
 }
 
 /// The call that decides requests of one slot.
@@ -418,10 +423,12 @@ mod tests {
 
     #[test]
     fn lone_is_one_request_with_nothing_else_under_way() {
-        assert!(is_lone(true, 1, &[vec![()]]));
-        assert!(!is_lone(false, 1, &[vec![()]]), "it came while another one was under way");
-        assert!(!is_lone(true, 2, &[vec![()]]), "another node is asked");
-        assert!(!is_lone(true, 1, &[vec![(), ()]]));
-        assert!(!is_lone(true, 1, &[vec![()], vec![()]]), "two slots");
+        let is_lone = |first, caretakers, groups: &[Vec<bool>]| is_lone(first, caretakers, groups, |awaited| *awaited);
+        assert!(is_lone(true, 1, &[vec![true]]));
+        assert!(!is_lone(false, 1, &[vec![true]]), "it came while another one was under way");
+        assert!(!is_lone(true, 2, &[vec![true]]), "another node is asked");
+        assert!(!is_lone(true, 1, &[vec![true, true]]));
+        assert!(!is_lone(true, 1, &[vec![true], vec![true]]), "two slots");
+        assert!(!is_lone(true, 1, &[vec![false]]), "a lease");
     }
 }
