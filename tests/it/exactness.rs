@@ -74,7 +74,7 @@ impl Bench {
         Self::on(RedisServer::start_without_expiry())
     }
 
-    /// A server on which nothing expires.
+    /// On this server; nothing expires on most.
     fn on(server: RedisServer) -> Self {
         let clock = SteppedClock::starting_at(START);
         Self { runtime: runtime(), store: redis_store(&server, &clock), clock, server: Some(server) }
