@@ -1,16 +1,19 @@
-//! The gRPC door: Envoy's `RateLimitService` v3, health and reflection. It knows HTTP/2 (`connection`) and protobuf (the
-//! messages in `pb`, their meaning in `wire`, their JSON in `schema`) and nothing of rules or stores: a decoded request goes
-//! to the limiter, and its decision is encoded.
+//! The gRPC door: Envoy's `RateLimitService` v3, health and reflection. It knows HTTP/2 (`connection`) and protobuf (its
+//! bytes in `protobuf`, the messages in `pb`, their meaning in `wire`, their JSON in `schema`) and nothing of rules or stores:
+//! a decoded request goes to the limiter, and its decision is encoded.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use prost::Message;
 use tonic::Status;
 
 mod call;
 pub mod connection;
 mod extras;
 pub mod pb;
+mod protobuf;
 mod schema;
 mod service;
 mod wire;
@@ -21,6 +24,7 @@ use crate::metrics::{MethodSeries, Metrics};
 use crate::store::StoreError;
 pub use schema::JsonError;
 pub use service::{RateLimitClient, Services};
+use wire::DecodeError;
 
 /// The name, beside "", under which Envoy asks for the server's health.
 pub const HEALTH_SERVICE: &str = "ratelimit";
@@ -82,20 +86,25 @@ impl Door {
     /// # Errors
     /// What is no such request, or may not be asked, or has no answer under the policy `error`.
     pub async fn answer_json(&self, json: &[u8]) -> Result<(bool, Vec<u8>), AskError> {
-        let request = wire::decode(schema::request_from_json(json)?, self.bounds)?;
+        let request = wire::request(schema::request_from_json(json)?, self.bounds)?;
         let decision = self.limiter.decide(&request, None).await?;
-        Ok((decision.admitted, schema::response_to_json(&wire::encode(&request, &decision, &self.reply))?))
+        Ok((decision.admitted, schema::response_to_json(&encode(&request, &decision, &self.reply).map_err(JsonError::from)?)?))
     }
 
-    async fn should_rate_limit(&self, message: pb::RateLimitRequest, within: Option<Duration>) -> Result<pb::RateLimitResponse, Status> {
+    /// Answers the message of a call with the reply's, framed.
+    async fn should_rate_limit(&self, message: Bytes, within: Option<Duration>) -> Result<Bytes, Status> {
         let started = Instant::now();
-        let answer = match wire::decode(message, self.bounds) {
-            Err(error) => {
+        let decoded = wire::decode(&message, self.bounds);
+        // Others wait for the memory that it shares with what has come since.
+        drop(message);
+        let answer = match decoded {
+            Err(DecodeError::Protobuf(error)) => return Err(Status::internal(error.to_string())),
+            Err(DecodeError::Request(error)) => {
                 self.metrics.service_errors.increment(1);
                 Err(Status::invalid_argument(error.to_string()))
             }
             Ok(request) => match self.limiter.decide(&request, within).await {
-                Ok(decision) => Ok(wire::encode(&request, &decision, &self.reply)),
+                Ok(decision) => Ok(call::framed(wire::encode(&request, &decision, &self.reply).as_bytes())),
                 Err(error) => {
                     self.metrics.store_errors.increment(1);
                     Err(Status::unavailable(error.to_string()))
@@ -108,6 +117,9 @@ impl Door {
 }
 
 /// A decision as it is sent.
-pub fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> pb::RateLimitResponse {
-    wire::encode(request, decision, options)
+///
+/// # Errors
+/// Dynamic metadata that is nested deeper than prost reads.
+pub fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> Result<pb::RateLimitResponse, prost::DecodeError> {
+    pb::RateLimitResponse::decode(wire::encode(request, decision, options).as_bytes())
 }

@@ -83,7 +83,8 @@ impl Store {
         }
         match self {
             Self::Memory(memory) => Ok(memory.decide(hits)),
-            Self::Redis(redis) => redis.decide(hits, within, stand_in).await,
+            // Boxed: with its state no call's future would be one that the allocator is quick with.
+            Self::Redis(redis) => Box::pin(redis.decide(hits, within, stand_in)).await,
         }
     }
 

@@ -6,10 +6,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
-use prost::Message;
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 
@@ -24,8 +23,8 @@ impl Reading {
     /// Reads on. The message, when all of it is there, and the end of the body.
     ///
     /// # Errors
-    /// It is longer than `bytes_max`, compressed, incomplete, not alone, or no `M`; or the call broke off.
-    pub fn poll<M: Message + Default, B>(&mut self, cx: &mut Context<'_>, body: &mut B, bytes_max: usize) -> Poll<Result<M, Status>>
+    /// It is longer than `bytes_max`, compressed, incomplete, or not alone; or the call broke off.
+    pub fn poll<B>(&mut self, cx: &mut Context<'_>, body: &mut B, bytes_max: usize) -> Poll<Result<Bytes, Status>>
     where
         B: Body<Data = Bytes, Error: fmt::Display> + Unpin,
     {
@@ -46,12 +45,12 @@ impl Reading {
                 break;
             }
         }
-        Poll::Ready(decoded(whole))
+        Poll::Ready(message(std::mem::take(whole)))
     }
 }
 
-fn decoded<M: Message + Default>(whole: &[u8]) -> Result<M, Status> {
-    if length(whole).is_none_or(|length| whole.len() != PREFIX + length) {
+fn message(mut whole: Bytes) -> Result<Bytes, Status> {
+    if length(&whole).is_none_or(|length| whole.len() != PREFIX + length) {
         return Err(Status::internal("the call does not hold one whole message"));
     }
     if whole[0] != 0 {
@@ -59,7 +58,8 @@ fn decoded<M: Message + Default>(whole: &[u8]) -> Result<M, Status> {
         refused.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
         return Err(refused);
     }
-    M::decode(&whole[PREFIX..]).map_err(|error| Status::internal(error.to_string()))
+    whole.advance(PREFIX);
+    Ok(whole)
 }
 
 /// Three quarters of the call's grpc-timeout, so that an answer by policy still reaches the caller in time.
@@ -81,14 +81,12 @@ pub fn time_left(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// A message with its prefix.
-pub fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX + length);
+pub fn framed(message: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(PREFIX + message.len());
     bytes.put_u8(0);
     // A reply has a status for each descriptor of a request, whose bounds are far below 4 GiB.
-    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // There is room: it was measured.
-    let _ = message.encode(&mut bytes);
+    bytes.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    bytes.put_slice(message);
     bytes.freeze()
 }
 
@@ -115,7 +113,6 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::grpc::pb::RateLimitRequest;
 
     #[test]
     fn three_quarters_of_the_grpc_timeout_are_left() {
@@ -152,7 +149,7 @@ mod tests {
         }
     }
 
-    fn read(frames: &[&[u8]], bytes_max: usize) -> Result<RateLimitRequest, Status> {
+    fn read(frames: &[&[u8]], bytes_max: usize) -> Result<Bytes, Status> {
         let trailers = Frame::trailers(HeaderMap::new());
         let frames = frames.iter().map(|bytes| Frame::data(Bytes::copy_from_slice(bytes))).chain([trailers]).collect();
         match Reading::default().poll(&mut Context::from_waker(Waker::noop()), &mut Frames { frames, end: true }, bytes_max) {
@@ -161,27 +158,26 @@ mod tests {
         }
     }
 
-    fn sent() -> (RateLimitRequest, Vec<u8>) {
-        let request = RateLimitRequest { domain: "domain".into(), descriptors: Vec::new(), hits_addend: 7 };
-        let message = request.encode_to_vec();
-        let length = u32::try_from(message.len()).unwrap();
-        (request, [&[0], &length.to_be_bytes()[..], &message].concat())
+    const MESSAGE: &[u8] = b"a message";
+
+    fn sent() -> Vec<u8> {
+        framed(MESSAGE).to_vec()
     }
 
     #[test]
     fn a_message_is_read_whatever_frames_it_comes_in() {
-        let (request, bytes) = sent();
+        let bytes = sent();
         for first in 0..=bytes.len() {
             for second in first..=bytes.len() {
                 let frames = [&bytes[..first], &bytes[first..second], &bytes[second..]];
-                assert_eq!(read(&frames, bytes.len() - PREFIX).unwrap(), request, "{first} {second}");
+                assert_eq!(read(&frames, bytes.len() - PREFIX).unwrap(), MESSAGE, "{first} {second}");
             }
         }
     }
 
     #[test]
     fn what_is_not_one_whole_plain_message_is_refused() {
-        let (_, bytes) = sent();
+        let bytes = sent();
         let code = |frames: &[&[u8]], bytes_max| read(frames, bytes_max).unwrap_err().code();
         for short in 0..bytes.len() {
             assert_eq!(code(&[&bytes[..short]], 100), Code::Internal, "{short}");
@@ -190,11 +186,7 @@ mod tests {
         assert_eq!(code(&[&bytes], bytes.len() - PREFIX - 1), Code::OutOfRange);
         // Bytes after a message are refused, whether or not there is an end to them.
         let frames = [&bytes[..], &[0]].map(Bytes::copy_from_slice).map(Frame::data).into();
-        let endless = Reading::default().poll::<RateLimitRequest, _>(
-            &mut Context::from_waker(Waker::noop()),
-            &mut Frames { frames, end: false },
-            100,
-        );
+        let endless = Reading::default().poll(&mut Context::from_waker(Waker::noop()), &mut Frames { frames, end: false }, 100);
         assert!(matches!(endless, Poll::Ready(Err(status)) if status.code() == Code::Internal));
         // It is refused when its length is known, before the rest has come.
         assert_eq!(code(&[&[0, 255, 255, 255, 255]], 100), Code::OutOfRange);

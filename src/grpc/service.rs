@@ -1,6 +1,6 @@
 //! What stands behind the gRPC port: the one method of Envoy's rate-limit service, and beside it health and reflection,
 //! which tonic serves. Almost every call is for that one method, so it goes straight from HTTP/2 (`connection.rs`) to whoever
-//! answers it; `call.rs` reads its message and writes the reply's. A client that makes such calls is here as well.
+//! answers it. A client that makes such calls is here as well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,6 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tonic_prost::ProstCodec;
 
 use super::Door;
-use super::call;
 use super::pb::{RateLimitRequest, RateLimitResponse};
 use super::schema;
 
@@ -59,11 +58,11 @@ impl Services {
         self.0.bytes_max
     }
 
-    /// Answers the reply's message, as it goes into the body. The future is boxed, since it is large, and moved where it has to
-    /// wait.
-    pub fn should_rate_limit(&self, message: RateLimitRequest, within: Option<Duration>) -> BoxFuture<Bytes, Status> {
+    /// Answers a RateLimitRequest with the reply's message, as it goes into the body. The future is boxed, since it is large, and
+    /// moved where it has to wait.
+    pub fn should_rate_limit(&self, message: Bytes, within: Option<Duration>) -> BoxFuture<Bytes, Status> {
         let served = Arc::clone(&self.0);
-        Box::pin(async move { Ok(call::framed(&served.door.should_rate_limit(message, within).await?)) })
+        Box::pin(async move { served.door.should_rate_limit(message, within).await })
     }
 
     /// Answers a call for any other method.

@@ -1,17 +1,37 @@
 //! Protobuf messages to plain requests, and decisions to protobuf messages: the shapes, units and roundings of Envoy's
-//! protocol, and nothing else. Strings move over, they are not copied.
+//! protocol, and nothing else. What nearly every request is made of is read by hand, and replies are written so.
 
-use super::pb::rate_limit_response::rate_limit::Unit;
-use super::pb::rate_limit_response::{Code, DescriptorStatus, RateLimit};
-use super::pb::{self, RateLimitResponse, rate_limit_descriptor};
+use prost::Message;
+
+use super::pb::rate_limit_response::{Code, rate_limit::Unit};
+use super::pb::{RateLimitRequest, RateLimitResponse, rate_limit_descriptor};
+use super::protobuf::{Fields, Writing};
 use super::{ReplyOptions, extras};
 use crate::descriptor::{Descriptor, Entry, LimitOverride, Request, RequestBounds, RequestError};
 use crate::limit::{Limit, Window};
 use crate::limiter::{CurrentLimit, Decision, Status, whole_seconds};
 
+/// Why bytes are no request.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DecodeError {
+    #[error(transparent)]
+    Protobuf(#[from] prost::DecodeError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+/// # Errors
+/// No RateLimitRequest, or one that may not be asked: see [`RequestError`].
+pub(super) fn decode(message: &[u8], bounds: RequestBounds) -> Result<Request, DecodeError> {
+    match plain_request(message) {
+        Some((domain, descriptors)) => Ok(Request::new(domain, descriptors, 0, bounds)?),
+        None => Ok(request(RateLimitRequest::decode(message)?, bounds)?),
+    }
+}
+
 /// # Errors
 /// A request that may not be asked: see [`RequestError`].
-pub(super) fn decode(message: pb::RateLimitRequest, bounds: RequestBounds) -> Result<Request, RequestError> {
+pub(super) fn request(message: RateLimitRequest, bounds: RequestBounds) -> Result<Request, RequestError> {
     let descriptors = message.descriptors.into_iter().map(|descriptor| Descriptor {
         entries: descriptor.entries.into_iter().map(|entry| Entry { key: entry.key, value: entry.value }).collect(),
         limit: descriptor.limit.map(carried_limit),
@@ -21,14 +41,58 @@ pub(super) fn decode(message: pb::RateLimitRequest, bounds: RequestBounds) -> Re
     Request::new(message.domain, descriptors.collect(), message.hits_addend, bounds)
 }
 
-pub(super) fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> RateLimitResponse {
-    RateLimitResponse {
-        overall_code: code(!decision.admitted).into(),
-        statuses: decision.statuses.iter().map(status).collect(),
-        response_headers_to_add: extras::headers(decision, options),
-        dynamic_metadata: options.dynamic_metadata.then(|| extras::dynamic_metadata(request, decision)),
-        ..RateLimitResponse::default()
+/// The domain and the descriptors of a request that has nothing else, nor its descriptors anything but entries. None for any
+/// other, and for what is no request: prost reads those.
+fn plain_request(message: &[u8]) -> Option<(String, Vec<Descriptor>)> {
+    let mut domain = "";
+    let mut descriptors = Vec::with_capacity(Fields(message).filter(|field| matches!(field, Some((2, _)))).count());
+    for field in Fields(message) {
+        match field? {
+            (1, name) => domain = text(name)?,
+            (2, descriptor) => descriptors.push(Descriptor { entries: plain_entries(descriptor)?, ..Descriptor::default() }),
+            _ => return None,
+        }
     }
+    Some((domain.to_owned(), descriptors))
+}
+
+fn plain_entries(descriptor: &[u8]) -> Option<Vec<Entry>> {
+    let mut entries = Vec::with_capacity(Fields(descriptor).count());
+    for field in Fields(descriptor) {
+        let (1, entry) = field? else { return None };
+        let (mut key, mut value) = ("", "");
+        for field in Fields(entry) {
+            match field? {
+                (1, bytes) => key = text(bytes)?,
+                (2, bytes) => value = text(bytes)?,
+                _ => return None,
+            }
+        }
+        entries.push(Entry::new(key, value));
+    }
+    Some(entries)
+}
+
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+/// A RateLimitResponse. Its fields have the numbers of `pb`'s messages, of which it is the same bytes.
+pub(super) fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> Writing {
+    let mut reply = Writing::default();
+    reply.number(1, code(!decision.admitted));
+    for status in &decision.statuses {
+        reply.message(2, |to| write_status(status, to));
+    }
+    if *options != ReplyOptions::default() {
+        let extras = RateLimitResponse {
+            response_headers_to_add: extras::headers(decision, options),
+            dynamic_metadata: options.dynamic_metadata.then(|| extras::dynamic_metadata(request, decision)),
+            ..RateLimitResponse::default()
+        };
+        reply.fields(&extras.encode_to_vec());
+    }
+    reply
 }
 
 /// A limit that a request brought, as protobuf's text format has it.
@@ -56,6 +120,10 @@ const UNITS: [(Unit, Window, &str); 7] = [
 /// A window as the largest unit that divides it, and how often: 5 minutes are MINUTE, 5 times. UNKNOWN, once, is one of
 /// no whole seconds: a unit that is not quite true would make Envoy print a false `w=`.
 fn in_units(window: Window) -> (Unit, &'static str, u32) {
+    // Most are one of a unit, which takes no division.
+    if let Some((unit, _, name)) = UNITS.into_iter().find(|(_, length, _)| *length == window) {
+        return (unit, name, 1);
+    }
     let whole = |(unit, length, name): (Unit, Window, _)| {
         let times = u32::try_from(window.micros() / length.micros()).ok()?;
         window.micros().is_multiple_of(length.micros()).then_some((unit, name, times))
@@ -74,43 +142,56 @@ fn carried_limit(carried: rate_limit_descriptor::RateLimitOverride) -> LimitOver
     }
 }
 
-fn status(status: &Status) -> DescriptorStatus {
+/// A RateLimitResponse.DescriptorStatus.
+fn write_status(status: &Status, to: &mut Writing) {
     let Some(current) = &status.current_limit else {
-        return DescriptorStatus { code: code(false).into(), limit_remaining: clamp(status.remaining), ..DescriptorStatus::default() };
+        to.number(1, code(false));
+        return to.number(3, clamp(status.remaining));
     };
-    let seconds = whole_seconds(status.reset, status.over);
-    DescriptorStatus {
-        code: code(status.over).into(),
-        current_limit: Some(rate_limit(current)),
-        limit_remaining: clamp(status.told_remaining()),
-        duration_until_reset: Some(pb::Duration { seconds: seconds.try_into().unwrap_or(i64::MAX), nanos: 0 }),
-        ..DescriptorStatus::default()
-    }
+    to.number(1, code(status.over));
+    to.message(2, |to| write_limit(current, to));
+    to.number(3, clamp(status.told_remaining()));
+    // A Duration: field 1 is its seconds.
+    to.message(4, |to| to.number(1, whole_seconds(status.reset, status.over)));
 }
 
-fn code(over: bool) -> Code {
-    if over { Code::OverLimit } else { Code::Ok }
-}
-
-fn rate_limit(current: &CurrentLimit) -> RateLimit {
+/// A RateLimitResponse.RateLimit.
+fn write_limit(current: &CurrentLimit, to: &mut Writing) {
     let (unit, _, times) = in_units(current.window);
-    RateLimit {
-        name: current.name.as_deref().unwrap_or_default().to_owned(),
-        requests_per_unit: clamp(current.limit.get()),
-        unit: unit.into(),
-        unit_multiplier: (times != 1).then_some(times),
+    to.number(1, clamp(current.limit.get()));
+    to.number(2, unit as u64);
+    to.text(3, current.name.as_deref().unwrap_or_default());
+    if times != 1 {
+        // A UInt32Value: its field 1.
+        to.message(4, |to| to.number(1, times.into()));
     }
 }
 
-fn clamp(number: u64) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
+fn code(over: bool) -> u64 {
+    let code = if over { Code::OverLimit } else { Code::Ok };
+    code as u64
+}
+
+fn clamp(number: u64) -> u64 {
+    number.min(u32::MAX.into())
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::grpc::pb::rate_limit_descriptor::RateLimitOverride;
+    use crate::grpc::pb::rate_limit_response::DescriptorStatus;
+    use crate::grpc::pb::{self, RateLimitDescriptor};
+
+    fn told(status: &Status) -> DescriptorStatus {
+        let mut writing = Writing::default();
+        write_status(status, &mut writing);
+        DescriptorStatus::decode(writing.as_bytes()).unwrap()
+    }
 
     fn within(window: &str, reset: Duration) -> Status {
         let current_limit = CurrentLimit { limit: Limit::new(1 << 40).unwrap(), window: window.parse().unwrap(), name: None };
@@ -120,7 +201,7 @@ mod tests {
     #[test]
     fn numbers_and_times_are_rounded_as_envoy_needs_them() {
         let shown = |status: &Status| {
-            let encoded = super::status(status);
+            let encoded = told(status);
             (encoded.limit_remaining, encoded.duration_until_reset.unwrap().seconds)
         };
         assert_eq!(shown(&within("1m", Duration::from_millis(59_001))), (u32::MAX, 60));
@@ -151,7 +232,7 @@ mod tests {
             ("1ms", Unit::Unknown, None),
             ("1m1us", Unit::Unknown, None),
         ] {
-            let told = super::status(&within(window, Duration::ZERO)).current_limit.unwrap();
+            let told = told(&within(window, Duration::ZERO)).current_limit.unwrap();
             assert_eq!((told.unit(), told.unit_multiplier), (unit, multiplier), "{window}");
         }
     }
@@ -198,6 +279,87 @@ mod tests {
         assert!(matches!(ten_years, LimitOverride::Limit { .. }), "{ten_years:?}");
         for (unit, multiplier) in [(1, 0), (6, 11), (1, 315_360_001), (6, u32::MAX)] {
             assert_eq!(read(unit, Some(multiplier)), LimitOverride::NoWindow { unit, multiplier });
+        }
+    }
+
+    fn requests() -> impl Strategy<Value = RateLimitRequest> {
+        let text = || prop_oneof![8 => "[a-z]{0,12}", 1 => "\\PC{0,40}", 1 => "[a-z]{120,260}"];
+        let entry = (text(), text()).prop_map(|(key, value)| rate_limit_descriptor::Entry { key, value });
+        let limit = (any::<u32>(), 0..9, any::<Option<u32>>());
+        let limit =
+            limit.prop_map(|(requests_per_unit, unit, unit_multiplier)| RateLimitOverride { requests_per_unit, unit, unit_multiplier });
+        // In most nothing but entries.
+        let seldom = |strategy| prop::option::weighted(0.05, strategy);
+        let more = (prop::option::weighted(0.05, limit), seldom(any::<u64>()), prop::bool::weighted(0.05));
+        let descriptor = (prop::collection::vec(entry, 0..4), more).prop_map(|(entries, (limit, hits_addend, is_negative_hits))| {
+            RateLimitDescriptor { entries, limit, hits_addend, is_negative_hits }
+        });
+        (text(), prop::collection::vec(descriptor, 0..4), prop_oneof![9 => Just(0), 1 => any::<u32>()])
+            .prop_map(|(domain, descriptors, hits_addend)| RateLimitRequest { domain, descriptors, hits_addend })
+    }
+
+    fn is_plain(request: &RateLimitRequest) -> bool {
+        let entries_alone = |descriptor: &RateLimitDescriptor| {
+            let RateLimitDescriptor { entries: _, limit, hits_addend, is_negative_hits } = descriptor;
+            limit.is_none() && hits_addend.is_none() && !is_negative_hits
+        };
+        request.hits_addend == 0 && request.descriptors.iter().all(entries_alone)
+    }
+
+    /// What both ways of reading make of it, and whether the plain one took it.
+    fn read_twice(message: &[u8]) -> bool {
+        let Some((domain, descriptors)) = plain_request(message) else { return false };
+        let bounds = RequestBounds::default();
+        let by_prost = request(RateLimitRequest::decode(message).expect("prost reads it as well"), bounds);
+        assert_eq!(Request::new(domain, descriptors, 0, bounds), by_prost);
+        true
+    }
+
+    proptest! {
+        #[test]
+        fn a_plain_request_is_read_as_prost_reads_it_and_any_other_is_left_to_prost(request in requests()) {
+            prop_assert_eq!(read_twice(&request.encode_to_vec()), is_plain(&request));
+        }
+
+        #[test]
+        fn what_became_of_a_request_is_read_as_prost_reads_it(
+            one in requests(), other in requests(), at in any::<prop::sample::Index>(), byte in any::<u8>(), what in 0..4,
+        ) {
+            let mut message = one.encode_to_vec();
+            match what {
+                // Fields come twice.
+                0 => message.extend(other.encode_to_vec()),
+                1 if !message.is_empty() => message.truncate(at.index(message.len())),
+                2 if !message.is_empty() => {
+                    let at = at.index(message.len());
+                    message[at] = byte;
+                }
+                _ => message.insert(at.index(message.len() + 1), byte),
+            }
+            read_twice(&message);
+        }
+    }
+
+    #[test]
+    fn a_reply_is_the_bytes_of_the_message_that_prost_writes() {
+        let over = Status { over: true, ..within("5m", Duration::from_secs(7)) };
+        let named = CurrentLimit { limit: Limit::from(3), window: Window::WEEK, name: Some("n".repeat(200).into()) };
+        let statuses = vec![over, Status { current_limit: Some(named), ..Status::default() }, Status { remaining: 9, ..Status::default() }];
+        let asked = Request::new("d".into(), vec![Descriptor::default()], 0, RequestBounds::default()).unwrap();
+        for (admitted, headers) in [(true, None), (false, Some(crate::grpc::LimitHeaders::plain()))] {
+            let decision = Decision { admitted, statuses: statuses.clone().into() };
+            let options = ReplyOptions { dynamic_metadata: headers.is_some(), headers };
+            let written = encode(&asked, &decision, &options);
+            let reply = RateLimitResponse::decode(written.as_bytes()).unwrap();
+            assert_eq!(reply.encode_to_vec(), written.as_bytes());
+            assert_eq!(reply.overall_code(), if admitted { pb::rate_limit_response::Code::Ok } else { Code::OverLimit });
+            assert_eq!(reply.statuses.iter().map(|status| status.code()).collect::<Vec<_>>(), [Code::OverLimit, Code::Ok, Code::Ok]);
+            assert_eq!(reply.statuses[1].current_limit.as_ref().unwrap().name.len(), 200);
+            assert_eq!(reply.statuses[2], DescriptorStatus { code: Code::Ok.into(), limit_remaining: 9, ..DescriptorStatus::default() });
+            assert_eq!(
+                (reply.response_headers_to_add.len(), reply.dynamic_metadata.is_some()),
+                if admitted { (0, false) } else { (3, true) }
+            );
         }
     }
 }
