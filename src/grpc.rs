@@ -95,9 +95,10 @@ impl Door {
     async fn should_rate_limit(&self, message: Bytes, within: Option<Duration>) -> Result<Bytes, Status> {
         let started = Instant::now();
         let decoded = wire::decode(&message, self.bounds);
-        // Others wait for the memory that it shares with what has come since.
+        // h2 reads into its memory again once nobody holds it.
         drop(message);
         let answer = match decoded {
+            // No more counted as a call than bytes that are no whole message.
             Err(DecodeError::Protobuf(error)) => return Err(Status::internal(error.to_string())),
             Err(DecodeError::Request(error)) => {
                 self.metrics.service_errors.increment(1);
@@ -116,7 +117,7 @@ impl Door {
     }
 }
 
-/// A decision as it is sent.
+/// The reply of a decision as whoever gets it reads it.
 ///
 /// # Errors
 /// Dynamic metadata that is nested deeper than prost reads.

@@ -4,8 +4,8 @@
 
 use smallvec::SmallVec;
 
-/// The fields of a message, each as its number and its bytes; they may be of any length, but nothing is read that has none. None is
-/// the last: there stands a field of another kind, or of a number above 15, or what is no field.
+/// The fields of a message that are text or messages, each as its number and its bytes. None comes last: there stands a field of
+/// another kind, of a number above 15 or with a length of more than four bytes, or what is no field.
 pub struct Fields<'a>(pub &'a [u8]);
 
 /// A message that is being written. What says no more than a field that is not there is left out: 0, and empty text.
@@ -38,7 +38,8 @@ impl<'a> Iterator for Fields<'a> {
 impl<'a> Fields<'a> {
     fn field(&mut self) -> Option<(u8, &'a [u8])> {
         let key = self.byte()?;
-        if key & MORE != 0 || key & 7 != LENGTH_DELIMITED {
+        let (number, kind) = (key >> 3, key & 7);
+        if key & MORE != 0 || number == 0 || kind != LENGTH_DELIMITED {
             return None;
         }
         let mut byte = self.byte()?;
@@ -47,7 +48,6 @@ impl<'a> Fields<'a> {
         while byte & MORE != 0 {
             byte = self.byte()?;
             shift += 7;
-            // Longer lengths are beyond what a request may have.
             if shift > 21 {
                 return None;
             }
@@ -55,7 +55,7 @@ impl<'a> Fields<'a> {
         }
         let (bytes, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;
-        Some((key >> 3, bytes))
+        Some((number, bytes))
     }
 
     fn byte(&mut self) -> Option<u8> {
@@ -137,6 +137,7 @@ mod tests {
             &[0x09, 0, 0, 0, 0, 0, 0, 0, 0],       // 64 bits
             &[0x0d, 0, 0, 0, 0],                   // 32 bits
             &[0x0b, 0x0c],                         // a group
+            &[0x02, 0],                            // the number 0
             &[0x82, 0x01, 0],                      // the number 16
             &[0x0a],                               // no length
             &[0x0a, 0x80],                         // half a length

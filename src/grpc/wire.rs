@@ -45,7 +45,7 @@ pub(super) fn request(message: RateLimitRequest, bounds: RequestBounds) -> Resul
 /// other, and for what is no request: prost reads those.
 fn plain_request(message: &[u8]) -> Option<(String, Vec<Descriptor>)> {
     let mut domain = "";
-    let mut descriptors = Vec::with_capacity(Fields(message).filter(|field| matches!(field, Some((2, _)))).count());
+    let mut descriptors = Vec::with_capacity(count(message, 2)?);
     for field in Fields(message) {
         match field? {
             (1, name) => domain = text(name)?,
@@ -56,8 +56,21 @@ fn plain_request(message: &[u8]) -> Option<(String, Vec<Descriptor>)> {
     Some((domain.to_owned(), descriptors))
 }
 
+/// How many fields of that number there are. None, before anything is made, where there are fields of a larger one or of another
+/// kind.
+fn count(message: &[u8], number: u8) -> Option<usize> {
+    let mut count = 0;
+    for field in Fields(message) {
+        match field? {
+            (other, _) if other > number => return None,
+            (other, _) => count += usize::from(other == number),
+        }
+    }
+    Some(count)
+}
+
 fn plain_entries(descriptor: &[u8]) -> Option<Vec<Entry>> {
-    let mut entries = Vec::with_capacity(Fields(descriptor).count());
+    let mut entries = Vec::with_capacity(count(descriptor, 1)?);
     for field in Fields(descriptor) {
         let (1, entry) = field? else { return None };
         let (mut key, mut value) = ("", "");
@@ -77,7 +90,7 @@ fn text(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes).ok()
 }
 
-/// A RateLimitResponse. Its fields have the numbers of `pb`'s messages, of which it is the same bytes.
+/// A RateLimitResponse, by the same numbers as `pb`'s: the bytes that prost would write of that.
 pub(super) fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> Writing {
     let mut reply = Writing::default();
     reply.number(1, code(!decision.admitted));
@@ -152,7 +165,7 @@ fn write_status(status: &Status, to: &mut Writing) {
     to.message(2, |to| write_limit(current, to));
     to.number(3, clamp(status.told_remaining()));
     // A Duration: field 1 is its seconds.
-    to.message(4, |to| to.number(1, whole_seconds(status.reset, status.over)));
+    to.message(4, |to| to.number(1, whole_seconds(status.reset, status.over).min(i64::MAX as u64)));
 }
 
 /// A RateLimitResponse.RateLimit.
@@ -183,8 +196,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::grpc::LimitHeaders;
     use crate::grpc::pb::rate_limit_descriptor::RateLimitOverride;
-    use crate::grpc::pb::rate_limit_response::DescriptorStatus;
+    use crate::grpc::pb::rate_limit_response::{DescriptorStatus, RateLimit};
     use crate::grpc::pb::{self, RateLimitDescriptor};
 
     fn told(status: &Status) -> DescriptorStatus {
@@ -306,12 +320,16 @@ mod tests {
         request.hits_addend == 0 && request.descriptors.iter().all(entries_alone)
     }
 
-    /// What both ways of reading make of it, and whether the plain one took it.
+    /// Holds the plain reading, where it takes a message, to prost's. Whether it does.
     fn read_twice(message: &[u8]) -> bool {
-        let Some((domain, descriptors)) = plain_request(message) else { return false };
-        let bounds = RequestBounds::default();
-        let by_prost = request(RateLimitRequest::decode(message).expect("prost reads it as well"), bounds);
-        assert_eq!(Request::new(domain, descriptors, 0, bounds), by_prost);
+        let Some((domain, mut descriptors)) = plain_request(message) else { return false };
+        let mut by_prost = RateLimitRequest::decode(message).expect("prost reads it as well");
+        // Without these some could not be asked, and all those would be the same.
+        by_prost.domain.insert(0, 'd');
+        by_prost.descriptors.push(RateLimitDescriptor::default());
+        descriptors.push(Descriptor::default());
+        let plain = Request::new(format!("d{domain}"), descriptors, 0, RequestBounds::default());
+        assert_eq!(plain.unwrap(), request(by_prost, RequestBounds::default()).unwrap());
         true
     }
 
@@ -336,7 +354,39 @@ mod tests {
                 }
                 _ => message.insert(at.index(message.len() + 1), byte),
             }
-            read_twice(&message);
+            let plain = read_twice(&message);
+            if what == 0 {
+                prop_assert_eq!(plain, is_plain(&one) && is_plain(&other));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_plain_and_what_is_left_to_prost() {
+        let of_entry = |entry: &[u8]| [&[0x0a, 1, b'd', 0x12, entry.len() as u8 + 2, 0x0a, entry.len() as u8], entry].concat();
+        for (what, message) in [
+            ("nothing", vec![]),
+            ("descriptors first", vec![0x12, 0, 0x0a, 1, b'd']),
+            ("a key twice", of_entry(b"\x0a\x01k\x0a\x01l\x12\x01v")),
+            ("a value before its key", of_entry(b"\x12\x01v\x0a\x01k")),
+            ("a length in three bytes", vec![0x0a, 0x81, 0x80, 0, b'd']),
+        ] {
+            assert!(read_twice(&message), "{what}");
+        }
+        for (what, message, prost_reads_it) in [
+            ("hits_addend", vec![0x12, 0, 0x18, 1], true),
+            ("an entry's unknown field", of_entry(b"\x0a\x01k\x1a\x01x"), true),
+            ("an unknown number", vec![0x0a, 1, b'd', 0x28, 1], true),
+            ("a group", vec![0x2b, 0x08, 1, 0x2c], true),
+            ("a length in five bytes", vec![0x0a, 0x81, 0x80, 0x80, 0x80, 0, b'd'], true),
+            ("the number 0", vec![0x02, 0], false),
+            ("a domain as a number", vec![0x08, 1], false),
+            ("no UTF-8, and then some", vec![0x0a, 1, 0xff, 0x0a, 1, b'd'], false),
+            ("an entry longer than its descriptor", vec![0x12, 2, 0x0a, 3, 0x0a, 1, b'k'], false),
+            ("half a message", vec![0x0a, 2, b'd'], false),
+        ] {
+            assert_eq!(plain_request(&message), None, "{what}");
+            assert_eq!(RateLimitRequest::decode(&*message).is_ok(), prost_reads_it, "{what}");
         }
     }
 
@@ -346,19 +396,35 @@ mod tests {
         let named = CurrentLimit { limit: Limit::from(3), window: Window::WEEK, name: Some("n".repeat(200).into()) };
         let statuses = vec![over, Status { current_limit: Some(named), ..Status::default() }, Status { remaining: 9, ..Status::default() }];
         let asked = Request::new("d".into(), vec![Descriptor::default()], 0, RequestBounds::default()).unwrap();
-        for (admitted, headers) in [(true, None), (false, Some(crate::grpc::LimitHeaders::plain()))] {
+        let plain = || Some(LimitHeaders::plain());
+        for (admitted, headers, dynamic_metadata) in
+            [(true, None, false), (false, plain(), false), (false, None, true), (true, plain(), true)]
+        {
             let decision = Decision { admitted, statuses: statuses.clone().into() };
-            let options = ReplyOptions { dynamic_metadata: headers.is_some(), headers };
+            let told = if headers.is_some() { 3 } else { 0 };
+            let options = ReplyOptions { dynamic_metadata, headers };
             let written = encode(&asked, &decision, &options);
             let reply = RateLimitResponse::decode(written.as_bytes()).unwrap();
             assert_eq!(reply.encode_to_vec(), written.as_bytes());
-            assert_eq!(reply.overall_code(), if admitted { pb::rate_limit_response::Code::Ok } else { Code::OverLimit });
-            assert_eq!(reply.statuses.iter().map(|status| status.code()).collect::<Vec<_>>(), [Code::OverLimit, Code::Ok, Code::Ok]);
-            assert_eq!(reply.statuses[1].current_limit.as_ref().unwrap().name.len(), 200);
-            assert_eq!(reply.statuses[2], DescriptorStatus { code: Code::Ok.into(), limit_remaining: 9, ..DescriptorStatus::default() });
+            assert_eq!(reply.overall_code(), if admitted { Code::Ok } else { Code::OverLimit });
+            assert_eq!((reply.response_headers_to_add.len(), reply.dynamic_metadata.is_some()), (told, dynamic_metadata));
+            let limit = |requests_per_unit, unit: Unit, name: &str, unit_multiplier| {
+                Some(RateLimit { name: name.to_owned(), requests_per_unit, unit: unit.into(), unit_multiplier })
+            };
+            let status = |code: Code, current_limit, limit_remaining, seconds: Option<i64>| DescriptorStatus {
+                code: code.into(),
+                current_limit,
+                limit_remaining,
+                duration_until_reset: seconds.map(|seconds| pb::Duration { seconds, nanos: 0 }),
+                quota: None,
+            };
             assert_eq!(
-                (reply.response_headers_to_add.len(), reply.dynamic_metadata.is_some()),
-                if admitted { (0, false) } else { (3, true) }
+                reply.statuses,
+                [
+                    status(Code::OverLimit, limit(u32::MAX, Unit::Minute, "", Some(5)), 0, Some(7)),
+                    status(Code::Ok, limit(3, Unit::Week, &"n".repeat(200), None), 0, Some(0)),
+                    status(Code::Ok, None, 9, None),
+                ]
             );
         }
     }

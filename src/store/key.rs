@@ -60,7 +60,7 @@ fn shorten(key: &mut Key, start: usize) {
     }
 }
 
-/// And the bar after it. `write!` costs more than all the rest of a key.
+/// Pushes a number and a bar. `write!` costs more than all the rest of a key.
 fn push_number(key: &mut Key, number: u64) {
     let mut digits = [b'|'; 21];
     let (mut at, mut left) = (digits.len() - 1, number);
