@@ -84,21 +84,21 @@ impl Door {
     /// Answers a RateLimitRequest in proto3 JSON with the RateLimitResponse in proto3 JSON, and whether it is admitted.
     ///
     /// # Errors
-    /// What is no such request, or may not be asked, or has no answer under the policy `error`.
+    /// What is no such request, or may not be asked, or has no answer under the policy `error`, or metadata that JSON can't carry.
     pub async fn answer_json(&self, json: &[u8]) -> Result<(bool, Vec<u8>), AskError> {
         let request = wire::request(schema::request_from_json(json)?, self.bounds)?;
         let decision = self.limiter.decide(&request, None).await?;
-        Ok((decision.admitted, schema::response_to_json(&encode(&request, &decision, &self.reply).map_err(JsonError::from)?)?))
+        Ok((decision.admitted, schema::response_to_json(&reply(&request, &decision, &self.reply).map_err(JsonError::from)?)?))
     }
 
-    /// Answers the message of a call with the reply's, framed.
+    /// Answers the bytes of a RateLimitRequest with those of the reply, its prefix before them.
     async fn should_rate_limit(&self, message: Bytes, within: Option<Duration>) -> Result<Bytes, Status> {
         let started = Instant::now();
         let decoded = wire::decode(&message, self.bounds);
         // h2 reads into its memory again once nobody holds it.
         drop(message);
         let answer = match decoded {
-            // No more counted as a call than bytes that are no whole message.
+            // Not counted, as a call without one whole message isn't.
             Err(DecodeError::Protobuf(error)) => return Err(Status::internal(error.to_string())),
             Err(DecodeError::Request(error)) => {
                 self.metrics.service_errors.increment(1);
@@ -117,10 +117,10 @@ impl Door {
     }
 }
 
-/// The reply of a decision as whoever gets it reads it.
+/// The reply to a request, as whoever gets it reads it.
 ///
 /// # Errors
 /// Dynamic metadata that is nested deeper than prost reads.
-pub fn encode(request: &Request, decision: &Decision, options: &ReplyOptions) -> Result<pb::RateLimitResponse, prost::DecodeError> {
+pub fn reply(request: &Request, decision: &Decision, options: &ReplyOptions) -> Result<pb::RateLimitResponse, prost::DecodeError> {
     pb::RateLimitResponse::decode(wire::encode(request, decision, options).as_bytes())
 }

@@ -161,7 +161,12 @@ mod tests {
     const MESSAGE: &[u8] = b"a message";
 
     fn sent() -> Vec<u8> {
-        framed(MESSAGE).to_vec()
+        [&[0, 0, 0, 0, 9], MESSAGE].concat()
+    }
+
+    #[test]
+    fn a_message_is_framed_by_a_zero_and_its_length() {
+        assert_eq!(framed(MESSAGE), sent());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The messages of Envoy's rate-limit service v3, by hand, as prost encodes them: the part of its `.proto` files that the
 //! service reaches, field by field. Crates that generate them all (envoy-types 0.7.7) lack both `unit_multiplier`s, and
-//! prost drops a field that it does not know without a word. `wire` reads most requests and writes all replies by these fields'
-//! numbers, past the messages; its tests hold it to them. Nothing here knows what a message means; `wire` does. The
+//! prost drops a field that it does not know without a word. `wire` reads most requests, and writes each reply's code and
+//! statuses, by these fields' numbers, past the messages; its tests hold it to them. Nothing here knows what a message means; `wire` does. The
 //! tests hold each message to envoy-types, and those of `schema` to the table that JSON and reflection use.
 
 pub use prost_types::{Duration, Timestamp};

@@ -1,14 +1,16 @@
-//! Protobuf's wire format (https://protobuf.dev/programming-guides/encoding), as far as a decision needs it: messages of nothing
-//! but text and other messages are read, and any message is written, in one go. prost reads and writes all else; it takes more
-//! instructions, for it measures each message before it writes it, and reads from any kind of buffer (docs/performance.md).
+//! Protobuf's wire format (<https://protobuf.dev/programming-guides/encoding>), as far as an ordinary call needs it: messages of
+//! nothing but text and other messages are read, and messages of numbers, text and other messages are written, in one go. prost
+//! reads all other requests, and writes what is asked for beside the answer; it takes more instructions, for it measures each
+//! message before it writes it, and reads from any kind of buffer (docs/performance.md).
 
 use smallvec::SmallVec;
 
-/// The fields of a message that are text or messages, each as its number and its bytes. None comes last: there stands a field of
-/// another kind, of a number above 15 or with a length of more than four bytes, or what is no field.
+/// The fields of a message that are text or messages, each as its number and its bytes. None ends them: what stands there
+/// is a field of another kind, of a number above 15 or with a length of more than four bytes, or no field.
 pub struct Fields<'a>(pub &'a [u8]);
 
-/// A message that is being written. What says no more than a field that is not there is left out: 0, and empty text.
+/// A message that is being written, of fields whose numbers are 15 at most. What says no more than a field that is not there is
+/// left out: 0, and empty text.
 #[derive(Default)]
 pub struct Writing(SmallVec<[u8; 128]>);
 
@@ -70,7 +72,7 @@ impl Writing {
         &self.0
     }
 
-    /// A number or an enum's, in a field of a number up to 15, like all that follow.
+    /// A number, or an enum's.
     pub fn number(&mut self, field: u8, number: u64) {
         if number > 0 {
             self.0.push(field << 3 | VARINT);
@@ -96,10 +98,10 @@ impl Writing {
             self.0[start - 1] = length as u8;
             return;
         }
-        let message: SmallVec<[u8; 128]> = self.0.drain(start..).collect();
-        self.0.pop();
-        self.varint(length as u64);
-        self.0.extend_from_slice(&message);
+        let mut told = Self::default();
+        told.varint(length as u64);
+        self.0[start - 1] = told.0[0];
+        self.0.insert_from_slice(start, &told.0[1..]);
     }
 
     /// Fields that somebody else wrote.
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_a_length_are_read_up_to_what_is_none() {
+    fn text_and_messages_are_read_up_to_the_first_field_of_another_kind() {
         assert_eq!(read(&[]), []);
         assert_eq!(read(&[0x0a, 2, b'a', b'b', 0x12, 0]), [Some((1, &b"ab"[..])), Some((2, &[]))]);
         let long = [&[0x7a, 0x80 | 0x48, 1][..], &[7; 200]].concat();

@@ -58,8 +58,8 @@ impl Services {
         self.0.bytes_max
     }
 
-    /// Answers a RateLimitRequest with the reply's message, as it goes into the body. The future is boxed, since it is large, and
-    /// moved where it has to wait.
+    /// Answers the bytes of a RateLimitRequest with those of the reply, its prefix before them. The future is boxed, since it is
+    /// large, and moved where it has to wait.
     pub fn should_rate_limit(&self, message: Bytes, within: Option<Duration>) -> BoxFuture<Bytes, Status> {
         let served = Arc::clone(&self.0);
         Box::pin(async move { served.door.should_rate_limit(message, within).await })

@@ -56,8 +56,8 @@ fn plain_request(message: &[u8]) -> Option<(String, Vec<Descriptor>)> {
     Some((domain.to_owned(), descriptors))
 }
 
-/// How many fields of that number there are. None, before anything is made, where there are fields of a larger one or of another
-/// kind.
+/// How many fields of that number there are; None where there is one of a larger number or of another kind. Asked first, so that
+/// nothing is made of a request that is left to prost.
 fn count(message: &[u8], number: u8) -> Option<usize> {
     let mut count = 0;
     for field in Fields(message) {
@@ -201,7 +201,7 @@ mod tests {
     use crate::grpc::pb::rate_limit_response::{DescriptorStatus, RateLimit};
     use crate::grpc::pb::{self, RateLimitDescriptor};
 
-    fn told(status: &Status) -> DescriptorStatus {
+    fn read_back(status: &Status) -> DescriptorStatus {
         let mut writing = Writing::default();
         write_status(status, &mut writing);
         DescriptorStatus::decode(writing.as_bytes()).unwrap()
@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn numbers_and_times_are_rounded_as_envoy_needs_them() {
         let shown = |status: &Status| {
-            let encoded = told(status);
+            let encoded = read_back(status);
             (encoded.limit_remaining, encoded.duration_until_reset.unwrap().seconds)
         };
         assert_eq!(shown(&within("1m", Duration::from_millis(59_001))), (u32::MAX, 60));
@@ -246,7 +246,7 @@ mod tests {
             ("1ms", Unit::Unknown, None),
             ("1m1us", Unit::Unknown, None),
         ] {
-            let told = told(&within(window, Duration::ZERO)).current_limit.unwrap();
+            let told = read_back(&within(window, Duration::ZERO)).current_limit.unwrap();
             assert_eq!((told.unit(), told.unit_multiplier), (unit, multiplier), "{window}");
         }
     }
@@ -302,9 +302,8 @@ mod tests {
         let limit = (any::<u32>(), 0..9, any::<Option<u32>>());
         let limit =
             limit.prop_map(|(requests_per_unit, unit, unit_multiplier)| RateLimitOverride { requests_per_unit, unit, unit_multiplier });
-        // In most nothing but entries.
-        let seldom = |strategy| prop::option::weighted(0.05, strategy);
-        let more = (prop::option::weighted(0.05, limit), seldom(any::<u64>()), prop::bool::weighted(0.05));
+        // Most have nothing but entries.
+        let more = (prop::option::weighted(0.05, limit), prop::option::weighted(0.05, any::<u64>()), prop::bool::weighted(0.05));
         let descriptor = (prop::collection::vec(entry, 0..4), more).prop_map(|(entries, (limit, hits_addend, is_negative_hits))| {
             RateLimitDescriptor { entries, limit, hits_addend, is_negative_hits }
         });
@@ -320,11 +319,11 @@ mod tests {
         request.hits_addend == 0 && request.descriptors.iter().all(entries_alone)
     }
 
-    /// Holds the plain reading, where it takes a message, to prost's. Whether it does.
+    /// Whether a message is plain; if it is, what was read must be what prost reads.
     fn read_twice(message: &[u8]) -> bool {
         let Some((domain, mut descriptors)) = plain_request(message) else { return false };
         let mut by_prost = RateLimitRequest::decode(message).expect("prost reads it as well");
-        // Without these some could not be asked, and all those would be the same.
+        // Without a domain, or descriptors, a request is refused, whatever else was read.
         by_prost.domain.insert(0, 'd');
         by_prost.descriptors.push(RateLimitDescriptor::default());
         descriptors.push(Descriptor::default());
@@ -340,7 +339,7 @@ mod tests {
         }
 
         #[test]
-        fn what_became_of_a_request_is_read_as_prost_reads_it(
+        fn a_request_that_was_cut_or_changed_is_read_as_prost_reads_it_or_left_to_it(
             one in requests(), other in requests(), at in any::<prop::sample::Index>(), byte in any::<u8>(), what in 0..4,
         ) {
             let mut message = one.encode_to_vec();

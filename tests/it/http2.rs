@@ -239,7 +239,7 @@ fn bytes_that_are_no_request_end_their_own_call() {
     }
     assert_eq!(status(&[]).as_deref(), Some("3"));
     assert_eq!(connection.ask(framed(&asked("x", 1))).overall_code(), Code::Ok);
-    // What is no request is nobody's error but its sender's.
+    // Bytes that are no message count neither as a call nor as an error; the request without a domain counts as both.
     assert_eq!(server.metric(r#"ratelimit_service_should_rate_limit_error{err_type="service_error"}"#), 1);
     assert_eq!(server.metric(r#"ratelimit_service_total_requests{grpc_method="ShouldRateLimit"}"#), 2);
 }
