@@ -116,3 +116,10 @@ fn a_call_allocates_no_more_than_is_written_down() {
         assert!(!more, "{what}: {counted:.2?}, where {written:?} are written down");
     }
 }
+
+#[test]
+fn a_calls_future_is_no_larger_than_what_mimalloc_is_quickest_with() {
+    let call = services(RULES, in_memory).should_rate_limit(asking(&[&[("client", "alice")]]), None);
+    // MI_SMALL_SIZE_MAX: 128 words.
+    assert!(size_of_val(&*call) <= 1_024, "{}", size_of_val(&*call));
+}

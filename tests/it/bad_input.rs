@@ -131,6 +131,20 @@ fn bytes_that_are_no_utf8_are_an_error_and_no_more() {
 }
 
 #[test]
+fn bytes_that_are_no_message_count_neither_as_a_call_nor_as_an_error() {
+    let (server, client) = start(&[]);
+    let code = |bytes: &[u8]| send_raw(&client, bytes.to_vec()).unwrap_err().code();
+    // A length beyond the end, no UTF-8, a field of the number 0.
+    for no_message in [&[0x0a, 9, b'd'][..], &[0x0a, 1, 0xff], &[0x02, 0]] {
+        assert_eq!(code(no_message), Code::Internal, "{no_message:?}");
+    }
+    // A request without a domain is one, and counts as both.
+    assert_eq!(code(&[]), Code::InvalidArgument);
+    assert_eq!(server.metric(r#"ratelimit_service_should_rate_limit_error{err_type="service_error"}"#), 1);
+    assert_eq!(server.metric(r#"ratelimit_service_total_requests{grpc_method="ShouldRateLimit"}"#), 1);
+}
+
+#[test]
 fn truncated_and_random_messages_get_an_answer_or_an_error_and_the_server_goes_on() {
     let (mut server, client) = start(&[]);
     let whole = request("d", vec![descriptor(&[("k", "value"), ("other", "")]), RateLimitDescriptor::default()]).encode_to_vec();

@@ -224,27 +224,6 @@ fn what_is_no_http2_is_closed_and_who_says_nothing_does_not_hold_the_end_up() {
 }
 
 #[test]
-fn bytes_that_are_no_request_end_their_own_call() {
-    let server = start();
-    let mut connection = Connection::open(&server, WINDOW);
-    let mut status = |message: &[u8]| {
-        let (response, mut sending) = connection.call(METHOD);
-        sending.send_data([&[0, 0, 0, 0, message.len() as u8], message].concat().into(), true).unwrap();
-        let answered = connection.answer(response);
-        answered.headers.get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
-    };
-    // 13 is INTERNAL: a length beyond the end, no UTF-8, the number 0. 3 is INVALID_ARGUMENT: a request without a domain.
-    for message in [&[0x0a, 9, b'd'][..], &[0x0a, 1, 0xff], &[0x02, 0]] {
-        assert_eq!(status(message).as_deref(), Some("13"), "{message:?}");
-    }
-    assert_eq!(status(&[]).as_deref(), Some("3"));
-    assert_eq!(connection.ask(framed(&asked("x", 1))).overall_code(), Code::Ok);
-    // Bytes that are no message count neither as a call nor as an error; the request without a domain counts as both.
-    assert_eq!(server.metric(r#"ratelimit_service_should_rate_limit_error{err_type="service_error"}"#), 1);
-    assert_eq!(server.metric(r#"ratelimit_service_total_requests{grpc_method="ShouldRateLimit"}"#), 2);
-}
-
-#[test]
 fn a_panic_ends_its_own_call_and_no_other_one_of_the_connection() {
     // At the end of all time a hit can't be recorded: a sum overflows, which is a panic as tests are built.
     let clock = SteppedClock::starting_at(u64::MAX);
