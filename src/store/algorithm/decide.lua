@@ -25,7 +25,7 @@
 --          and 7 bytes each:
 --            most           what the counter may hold with hits that are recorded although denied
 --            pace_denied    the pace of those
--- Reply    one string; big-endian, 7 bytes a number where not said otherwise. For each request a byte: 0 denied, 1 admitted,
+-- Reply    one string; big-endian, 7 bytes a number where not said otherwise. For each request a byte: 0 admitted, 1 denied,
 --          2 not decided. One that is not decided: the length of the error's text in 2 bytes, and the text. Else for each of
 --          its hits: over (a byte, 1 or 0), the hits used after the request, and the wait in us plus 1 (0: never). Last, where
 --          that is asked for, for each hit: where its counter recorded what was recorded now, and after that of a granted one
@@ -38,11 +38,11 @@
 --   take(key, window, limit, need, amount, pace, leave_new, others, position)
 --                              where a hit fits, and others(position), if given, says that the request's other hits did, records
 --                              it, in Redis at once: the hits used then, what reset tells, and whether that made the key. Else, and
---                              where Redis has to be put right first, nil twice, and, where it is this hit's own matter, what
---                              load gives. Where it would make the key and leave_new is set: false alone, and nothing is done
+--                              where Redis has to be put right first, nil twice, and, where it is this hit's own matter, the
+--                              counter's state as of now, or nil and why not. (Under a limit of -1 nothing fits.) Where it would
+--                              make the key and leave_new is set: false alone, and nothing is done
 --   on_states()                the others, in a table:
---   load(key, window)          the counter's state as of now, or nil and why not
---   held(key, window, ...)     the same, of what take has read
+--   held(key, window, ...)     the state, of what take has read
 --   record(state, hits, pace)  records hits, of which there are some
 --   refund(state, hits)        gives hits back, at most all
 --   recorded_at(state)         where it records now: an entry's time, a window's number, a bucket's time
@@ -122,7 +122,7 @@ local function make_decide(keys, batch, reply)
 
   -- Records what the verdict leaves of a request's hits, and only then tallies them.
   local function conclude(count, admitted, say_where)
-    say(pack('B', admitted and 1 or 0))
+    say(pack('B', admitted and 0 or 1))
     for i = 1, count do
       local hit = hits[i]
       local state = hit.state
@@ -159,7 +159,7 @@ local function make_decide(keys, batch, reply)
   end
 
   -- Decides the request whose first hit is at `position`; the position after it. Of a plain hit that does not fit comes with it
-  -- the place of the counter that the hit stands for, and what load gives.
+  -- the place of the counter that the hit stands for, and what take gives.
   local function decide(position, place, state, why)
     local count = 0
     local descriptor_from, descriptor_over = 1, false
@@ -171,7 +171,10 @@ local function make_decide(keys, batch, reply)
       position = position + HIT_SIZE
       if not state and not why then
         state = states[counter]
-        if not state then state, why = algorithm(number).on_states().load(keys[counter], window) end
+        if not state then
+          local _
+          _, _, state, why = algorithm(number).take(keys[counter], window, -1, 0, 0)
+        end
       end
       states[place or counter] = state
       failure = failure or why
@@ -184,7 +187,7 @@ local function make_decide(keys, batch, reply)
           if amount > 0 then state.functions.record(state, amount, pace) end
         elseif count_denied == 1 then charge(state, amount, most, pace_denied) end
         local admitted = not over or kind % 2 == 1
-        say(pack('>BBI7I7', admitted and 1 or 0, over and 1 or 0, state.used, wait_of(state, over, limit, need)))
+        say(pack('>BBI7I7', admitted and 0 or 1, over and 1 or 0, state.used, wait_of(state, over, limit, need)))
         return position
       else
         local used = state.used + state.sure + state.asked
@@ -250,7 +253,7 @@ local function make_decide(keys, batch, reply)
   -- Takes a plain request's hits if all of them fit, which admits it: the position after the request. Else nil, and nothing is
   -- said or recorded.
   local function take_request(position)
-    say(pack('B', 1))
+    say(pack('B', 0))
     if take_all(position) then return position_after end
     reply[#reply] = nil
   end
@@ -266,7 +269,7 @@ end
 
 local keys, batch, reply, position = KEYS, ARGV[1], {}, 1
 local take_request, decide, write -- made when first needed
-local told, told_used, told_wait -- the last reply to a plain hit that fits: many are told the same
+local told = { 0, 0 } -- what plain hits that fit are told, until it is said: hits used, and wait plus 1 (with room for one hit)
 while position <= #batch do
   local number, run, more, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
   if run == 0 or more == 1 then
@@ -276,38 +279,42 @@ while position <= #batch do
     local take = algorithm(number).take
     -- The first key that this run made, if it did, and what its hit was told: keys that are new after it become copies of it,
     -- expiry and all, and are told the same. false: it can't be copied: Redis can't (before 6.2) or may not, or it has expired.
-    local original, original_told
+    local original, original_used, original_wait
     -- How many of the next keys are taken to be new and copied before they are read: one more for each that was new, one less for
     -- each that was not. Where clients come once, most are. Above 0 there is an original.
     local guesses = 0
-    for place = counter, counter + run - 1 do
-      local key = keys[place]
-      local used, wait, state, why = false -- false: it is new, or taken to be
-      if guesses == 0 then used, wait, state, why = take(key, window, limit, need, amount, pace, original and true) end
-      if used == false then
-        local copied = try('COPY', original, key)
-        if copied == 1 then
-          guesses = guesses + 1
-          reply[#reply + 1] = original_told
-        else
-          -- It is there already; or there is no original.
-          if copied == 0 and guesses > 0 then guesses = guesses - 1 else original, guesses = false, 0 end
-          used, wait, state, why = take(key, window, limit, need, amount, pace)
+    local place, ends = counter, counter + run
+    while place < ends do
+      local count, used, wait, state, why = 0
+      repeat
+        local key = keys[place]
+        place, used = place + 1, false -- false: it is new, or taken to be
+        if guesses == 0 then used, wait, state, why = take(key, window, limit, need, amount, pace, original and true) end
+        if used == false then
+          local copied = try('COPY', original, key)
+          if copied == 1 then
+            guesses, used, wait = guesses + 1, original_used, original_wait
+          else
+            -- It is there already; or there is no original.
+            if copied == 0 and guesses > 0 then guesses = guesses - 1 else original, guesses = false, 0 end
+            used, wait, state, why = take(key, window, limit, need, amount, pace)
+          end
+        elseif state and used and original == nil then -- It says here that it made the key.
+          original, original_used, original_wait, guesses = key, used, wait, 1
         end
-      end
-      if used then
-        if used ~= told_used or wait ~= told_wait then
-          told, told_used, told_wait = pack('>BBI7I7', 1, 0, used, wait + 1), used, wait
-        end
-        reply[#reply + 1] = told
-        if state and original == nil then original, original_told, guesses = key, told, 1 end -- It says here that it made the key.
-      elseif used == nil then
+        if not used then break end
+        told[count + 1], told[count + 2] = used, wait + 1
+        count = count + 2
+      until place == ends
+      -- Said at once, which costs less. The hits used take nine bytes, of which the first two are 0: admitted, and not over.
+      if count > 0 then reply[#reply + 1] = pack(string.rep('>I9I7', count / 2), values_of(told, 1, count)) end
+      if not used then
         if not decide then take_request, decide, write = make_decide(keys, batch, reply) end
-        decide(position, place, state, why)
+        decide(position, place - 1, state, why)
       end
     end
     position = position + HIT_SIZE
   end
 end
 if write then write() end
-return table.concat(reply)
+return reply[2] and table.concat(reply) or reply[1]

@@ -8,23 +8,6 @@ local function fixed_window()
   local VALUE, VALUE_SIZE = '>I7I7', 14
   local functions -- on states
 
-  -- What counts of a key as of now: the window's number, and its hits; or nil and why not.
-  --   expires  the key is set to expire when this window ends
-  --   moved    Redis holds something else
-  --   new      the key is not there
-  local function read(key, window)
-    local found = try('GET', key) -- try: a key of another type fails its own request alone
-    local number = (now - now % window) / window
-    if not found then return number, 0, nil, nil, true end
-    if found.err then return nil, found.err end
-    if #found ~= VALUE_SIZE then return nil, 'ERR the key holds no fixed window' end
-    local stored, count = unpack(VALUE, found)
-    -- Time went back by more than a window (a failover to a slower clock): its hits move to the next window from now.
-    if stored > number + 1 then return number + 1, count, nil, true end
-    if stored >= number then return stored, count, true end
-    return number, 0
-  end
-
   -- Until the window ends.
   local function rest(number, window)
     return (number + 1) * window - now
@@ -32,21 +15,15 @@ local function fixed_window()
 
   local function put(key, window, number, used, expires)
     call('SET', key, pack(VALUE, number, used), 'KEEPTTL')
-    if not expires then call('PEXPIREAT', key, digits[math.ceil((number + 1) * window / 1000)]) end
+    if not expires then call('PEXPIREAT', key, digits(math.ceil((number + 1) * window / 1000))) end
   end
 
   local function on_states()
     if functions then return functions end
 
-    -- The same as a state; or nil and why not.
     local function held(key, window, number, used, expires, moved)
-      if not number then return nil, used end
       return { functions = functions, key = key, window = window, number = number, used = used, expires = expires,
         dirty = moved, asked = 0, sure = 0 }
-    end
-
-    local function load(key, window)
-      return held(key, window, read(key, window))
     end
 
     -- Until the window ends, whatever is waited for.
@@ -82,17 +59,31 @@ local function fixed_window()
       if counted.number == number then refund(counted, hits) end
     end
 
-    functions = { held = held, load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
+    functions = { held = held, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
       take_back = take_back, wait = reset, reset = reset, write = write }
     return functions
   end
 
   local function take(key, window, limit, need, amount, _, leave_new, others, position)
-    local number, used, expires, moved, new = read(key, window)
-    if not number or moved or used + need > limit then
+    local found = try('GET', key) -- try: a key of another type fails its own request alone
+    local number, used = (now - now % window) / window, 0
+    -- The key is set to expire when this window ends; Redis holds something else.
+    local expires, moved
+    if found then
+      if found.err then return nil, nil, nil, found.err end
+      if #found ~= VALUE_SIZE then return nil, nil, nil, 'ERR the key holds no fixed window' end
+      local stored, count = unpack(VALUE, found)
+      if stored > number + 1 then
+        -- Time went back by more than a window (a failover to a slower clock): its hits move to the next window from now.
+        number, used, moved = number + 1, count, true
+      elseif stored >= number then
+        number, used, expires = stored, count, true
+      end
+    end
+    if moved or used + need > limit then
       return nil, nil, on_states().held(key, window, number, used, expires, moved)
     end
-    new = amount > 0 and new
+    local new = amount > 0 and not found
     if new and leave_new then return false end
     if others and not others(position) then return end
     if amount > 0 then

@@ -12,81 +12,30 @@
 -- A hit made at `time` counts until time + window, that moment excluded.
 local function sliding_window_log()
   local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
+  local NOTHING = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' -- a log that is not there, as an entry
   local functions -- on states
-
-  -- What counts of a key's log as of now; or nil and why not. After the header's numbers:
-  --   used    the hits that count
-  --   stored  the header's member in Redis, where the entry being filled stands there already
-  --   left    the rank of the newest entry that has left, once a newer one is recorded: from the end where it is below 0, and 1
-  --           where all have left
-  local function read(key, window)
-    local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
-    if found.err then return nil, found.err end
-    local stored = found[1]
-    if not stored then return 0, 0, 0, 0, 0, 0 end
-    if #stored ~= ENTRY_SIZE then return nil, 'ERR the key holds no sliding-window log' end
-    local time, before, after, base, first = unpack(ENTRY, stored)
-    local left
-    if time <= now - window then return 0, 0, 0, 0, 0, 0, nil, 1 end
-    if time > now + window then
-      -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
-      time = now + window
-      local ahead = call('ZRANGEBYSCORE', key, '-inf', -time)
-      local _
-      _, before = unpack(ENTRY, ahead[#ahead])
-      if first > time then first = time end
-      stored = pack(ENTRY, time, before, after, base, first)
-      call('ZREMRANGEBYSCORE', key, '-inf', -time)
-      call('ZADD', key, -time, stored)
-      call('PEXPIREAT', key, math.ceil((time + window + window / 4) / 1000))
-    elseif first <= now - window then
-      -- Mostly one or two entries have left, and stand at the end, where they are found and removed at once by their ranks. To
-      -- remove a range of scores Redis passes all newer entries of a small set, and so does ZREVRANK.
-      local oldest
-      local tail = call('ZRANGE', key, '-4', '-1')
-      for i = #tail, 1, -1 do
-        if unpack('>I7', tail[i]) > now - window then
-          oldest, left = tail[i], i - #tail
-          break
-        end
-      end
-      if not oldest then
-        oldest = call('ZREVRANGEBYSCORE', key, digits[window - now - 1], '-inf', 'LIMIT', '0', '1')[1]
-        left = -call('ZREVRANK', key, oldest)
-      end
-      if left == 0 then left = nil end -- Nothing older is stored; as a rank it would be that of all.
-      local oldest_before
-      first, oldest_before = unpack(ENTRY, oldest)
-      if (after - oldest_before) % 2^53 < (after - base) % 2^53 then base = oldest_before end
-    end
-    return time, before, after, base, first, (after - base) % 2^53, stored, left
-  end
+  local scored, score -- a time, and what it is as a score: that of most entries of a batch
 
   -- Puts what counts into Redis: the header, that of this time.
   --   expiry  a time for which the key's expiry was set
   local function put(key, window, time, header, stored, left, expiry)
-    call('ZADD', key, digits[-time], header)
+    if time ~= scored then scored, score = time, digits(-time) end
+    call('ZADD', key, score, header)
     -- What goes goes after ZADD: a key that lost its only member would lose its expiry, and while its slot moves, its place.
-    if left then call('ZREMRANGEBYRANK', key, digits[left], '-1') end
+    if left then call('ZREMRANGEBYRANK', key, digits(left), '-1') end
     if stored and stored ~= header then call('ZREM', key, stored) end
     local step = window / 4 -- the expiry is set once in so long, and reaches one step further
     if time - time % step ~= expiry - expiry % step then
-      call('PEXPIREAT', key, digits[math.ceil((time + window + step) / 1000)])
+      call('PEXPIREAT', key, digits(math.ceil((time + window + step) / 1000)))
     end
   end
 
   local function on_states()
     if functions then return functions end
 
-    -- The same as a state; or nil and why not.
     local function held(key, window, time, before, after, base, first, used, stored, left)
-      if not time then return nil, before end
       return { functions = functions, key = key, window = window, time = time, before = before, after = after, base = base,
         first = first, used = used, stored = stored, left = left, expiry = time, asked = 0, sure = 0 }
-    end
-
-    local function load(key, window)
-      return held(key, window, read(key, window))
     end
 
     local function write(log)
@@ -140,7 +89,7 @@ local function sliding_window_log()
       elseif hits > 0 then
         log.first = nth(log, hits + 1)
         log.base = (log.base - 2^53 + hits) % 2^53
-        call('ZREMRANGEBYSCORE', log.key, '(' .. digits[-log.first], '+inf')
+        call('ZREMRANGEBYSCORE', log.key, '(' .. digits(-log.first), '+inf')
         if log.first == log.time then log.before = log.base end -- or one entry, filled and refunded for long, would span 2^53
         log.used, log.left, log.dirty = log.used - hits, nil, true
       end
@@ -197,14 +146,57 @@ local function sliding_window_log()
       return log.first + log.window - now
     end
 
-    functions = { held = held, load = load, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
+    functions = { held = held, record = record, grant = grant, refund = refund, recorded_at = recorded_at,
       take_back = take_back, wait = wait, reset = reset, write = write }
     return functions
   end
 
   local function take(key, window, limit, need, amount, tick, leave_new, others, position)
-    local time, before, after, base, first, used, stored, left = read(key, window)
-    if not time or used + need > limit then
+    local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
+    if found.err then return nil, nil, nil, found.err end
+    -- The header's member, as long as it says in Redis what is known here.
+    local stored = found[1] or NOTHING
+    if #stored ~= ENTRY_SIZE then return nil, nil, nil, 'ERR the key holds no sliding-window log' end
+    local time, before, after, base, first = unpack(ENTRY, stored)
+    -- The rank of the newest entry that has left, once a newer one is recorded: from the end where it is below 0, and 1 where all
+    -- have left.
+    local left
+    if time <= now - window or time == 0 then
+      left = time > 0 and 1 or nil
+      time, before, after, base, first, stored = 0, 0, 0, 0, 0, nil
+    elseif time > now + window then
+      -- Time went back by more than a window (a failover to a slower clock): what lies further ahead moves to now + window.
+      time = now + window
+      local ahead = call('ZRANGEBYSCORE', key, '-inf', -time)
+      local _
+      _, before = unpack(ENTRY, ahead[#ahead])
+      if first > time then first = time end
+      stored = pack(ENTRY, time, before, after, base, first)
+      call('ZREMRANGEBYSCORE', key, '-inf', -time)
+      call('ZADD', key, -time, stored)
+      call('PEXPIREAT', key, math.ceil((time + window + window / 4) / 1000))
+    elseif first <= now - window then
+      -- Mostly one or two entries have left, and stand at the end, where they are found and removed at once by their ranks. To
+      -- remove a range of scores Redis passes all newer entries of a small set, and so does ZREVRANK.
+      local oldest
+      local tail = call('ZRANGE', key, '-4', '-1')
+      for i = #tail, 1, -1 do
+        if unpack('>I7', tail[i]) > now - window then
+          oldest, left = tail[i], i - #tail
+          break
+        end
+      end
+      if not oldest then
+        oldest = call('ZREVRANGEBYSCORE', key, digits(window - now - 1), '-inf', 'LIMIT', '0', '1')[1]
+        left = -call('ZREVRANK', key, oldest)
+      end
+      if left == 0 then left = nil end -- Nothing older is stored; as a rank it would be that of all.
+      local oldest_before
+      first, oldest_before = unpack(ENTRY, oldest)
+      if (after - oldest_before) % 2^53 < (after - base) % 2^53 then base = oldest_before end
+    end
+    local used = (after - base) % 2^53
+    if used + need > limit then
       return nil, nil, on_states().held(key, window, time, before, after, base, first, used, stored, left)
     end
     local new = amount > 0 and first == 0 and not left

@@ -39,37 +39,13 @@ local function token_bucket()
     return hits + math.ceil((rest + part) / window)
   end
 
-  -- What a key's bucket holds as of now; or nil and why not.
-  --   at           now, or when it was last written, where time went back
-  --   whole, part  what it takes to drain from then on: microseconds, and limit-ths of one
-  --   limit        by which it drains
-  --   used         the hits in it, rounded up
-  --   expiry       a tat for which the key's expiry was set
-  --   moved        Redis holds something else
-  local function read(key, window)
-    local found = try('GET', key) -- try: a key of another type fails its own request alone
-    if not found then return now, 0, 0, 0, 0 end
-    if found.err then return nil, found.err end
-    if #found ~= VALUE_SIZE then return nil, 'ERR the key holds no token bucket' end
-    local time, tat, part, limit = unpack(VALUE, found)
-    local at, expiry, moved
-    if time > now + window then
-      -- Time went back by more than a window (a failover to a slower clock): it was last written at now + window.
-      at, tat, moved = now + window, tat - (time - now - window), true
-    else
-      at, expiry = math.max(now, time), tat
-    end
-    if tat < at then return at, 0, 0, 0, 0, expiry, moved end
-    return at, tat - at, part, limit, level(tat - at, part, limit, window), expiry, moved
-  end
-
   -- Puts what it holds, which is something, into Redis. The new tat.
   local function put(key, window, at, whole, part, limit, expiry)
     local tat = at + whole
     call('SET', key, pack(VALUE, at, tat, part, limit), 'KEEPTTL')
     local step = window / 4 -- the expiry is set once in so long, and reaches one step further
     if not expiry or tat - tat % step ~= expiry - expiry % step then
-      call('PEXPIREAT', key, digits[math.ceil((tat + 1 + step) / 1000)])
+      call('PEXPIREAT', key, digits(math.ceil((tat + 1 + step) / 1000)))
     end
     return tat
   end
@@ -103,15 +79,9 @@ local function token_bucket()
   local function on_states()
     if functions then return functions end
 
-    -- The same as a state; or nil and why not.
     local function held(key, window, at, whole, part, limit, used, expiry, moved)
-      if not at then return nil, whole end
       return { functions = functions, key = key, window = window, at = at, whole = whole, part = part, limit = limit,
         used = used, expiry = expiry, dirty = moved, asked = 0, sure = 0 }
-    end
-
-    local function load(key, window)
-      return held(key, window, read(key, window))
     end
 
     local function write(bucket)
@@ -166,14 +136,34 @@ local function token_bucket()
       return reset_of(bucket.at, bucket.whole, bucket.part, bucket.limit, bucket.window, bucket.used, burst)
     end
 
-    functions = { held = held, load = load, record = record, refund = refund, recorded_at = recorded_at,
+    functions = { held = held, record = record, refund = refund, recorded_at = recorded_at,
       take_back = take_back, wait = wait, reset = reset, write = write }
     return functions
   end
 
   local function take(key, window, burst, need, amount, pace, leave_new, others, position)
-    local at, whole, part, limit, used, expiry, moved = read(key, window)
-    if not at or moved or used + need > burst then
+    local found = try('GET', key) -- try: a key of another type fails its own request alone
+    -- Now, or when it was last written, where time went back; what it takes to drain from then on, in microseconds and limit-ths
+    -- of one; the limit by which it drains; and the hits in it, rounded up.
+    local at, whole, part, limit, used = now, 0, 0, 0, 0
+    -- A tat for which the key's expiry was set; Redis holds something else.
+    local expiry, moved
+    if found then
+      if found.err then return nil, nil, nil, found.err end
+      if #found ~= VALUE_SIZE then return nil, nil, nil, 'ERR the key holds no token bucket' end
+      local time, tat, stored_part, stored_limit = unpack(VALUE, found)
+      if time > now + window then
+        -- Time went back by more than a window (a failover to a slower clock): it was last written at now + window.
+        at, tat, moved = now + window, tat - (time - now - window), true
+      else
+        at, expiry = math.max(now, time), tat
+      end
+      if tat >= at then
+        whole, part, limit = tat - at, stored_part, stored_limit
+        used = level(whole, part, limit, window)
+      end
+    end
+    if moved or used + need > burst then
       return nil, nil, on_states().held(key, window, at, whole, part, limit, used, expiry, moved)
     end
     local new = amount > 0 and not expiry

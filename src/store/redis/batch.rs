@@ -374,8 +374,8 @@ impl<'b> Reader<'b> {
 /// None: it has another form.
 fn read_request(asks: &[Ask], reader: &mut Reader<'_>) -> Option<Result<Answer, StoreError>> {
     let admitted = match reader.number(1)? {
-        0 => false,
-        1 => true,
+        0 => true,
+        1 => false,
         2 => {
             let length = reader.number(2)? as usize;
             return Some(Err(StoreError::Reply(String::from_utf8_lossy(reader.bytes(length)?).into_owned())));
@@ -483,9 +483,9 @@ mod tests {
         let batch = Batch::new([under(2, "a"), under(1, "b"), two, under(2, "c"), under(1, "d")]);
         assert_eq!(runs(&batch), [(1, 1, 1), (1, 0, 2), (2, 0, 3), (2, 0, 5)]);
         let told = |used: u64| [&[0][..], &used.to_be_bytes()[1..], &[0; 7]].concat();
-        let one = |used| [vec![1], told(used)].concat();
+        let one = |used| [vec![0], told(used)].concat();
         let refused = [&[2, 0, 2][..], b"no"].concat();
-        let mut reply = [vec![1], told(1), told(2), one(3), refused, one(5), one(6)].concat();
+        let mut reply = [vec![0], told(1), told(2), one(3), refused, one(5), one(6)].concat();
         let used: Vec<Result<Vec<u64>, StoreError>> = (batch.read(Value::BulkString(reply.clone())).unwrap().into_iter())
             .map(|answer| Ok(answer?.verdict.tallies.iter().map(|tally| tally.used).collect()))
             .collect();
