@@ -5,7 +5,7 @@
 --            algorithm      a byte: 1: sliding_window_log, 2: token_bucket, 3: fixed_window
 --            run            2 bytes. 1 or more: its request is plain, that is: it takes hits, and no others of the batch are on
 --                           its counters. A hit that is all of such a request stands for so many alike, on as many counters,
---                           this one and those that follow in KEYS. 0: it is not plain
+--                           this one and those that follow in KEYS (some 3,900 at most). 0: it is not plain
 --            more           a byte: 1: more hits of its plain request follow; run is 1
 --            counter        2 bytes: its place in KEYS
 --          and 7 bytes each (all times in us):

@@ -67,8 +67,7 @@ local function fixed_window()
   local function take(key, window, limit, need, amount, _, leave_new, others, position)
     local found = try('GET', key) -- try: a key of another type fails its own request alone
     local number, used = (now - now % window) / window, 0
-    -- The key is set to expire when this window ends; Redis holds something else.
-    local expires, moved
+    local expires, moved -- whether the key is set to expire when this window ends; whether Redis holds something else
     if found then
       if found.err then return nil, nil, nil, found.err end
       if #found ~= VALUE_SIZE then return nil, nil, nil, 'ERR the key holds no fixed window' end

@@ -11,6 +11,8 @@
 local function token_bucket()
   local VALUE, VALUE_SIZE = '>I7I7I7I7', 28
   local EXACT = 9007199254740992 -- 2^53, the last whole number that Lua can count to
+  local LIMIT_MOST = 10^15
+  local NO_BUCKET = 'ERR the key holds no token bucket'
   local functions -- on states
 
   -- a * b / c as quotient and remainder, for a product far above 2^53 too: then digit by digit of a, from the highest on,
@@ -146,12 +148,12 @@ local function token_bucket()
     -- Now, or when it was last written, where time went back; what it takes to drain from then on, in microseconds and limit-ths
     -- of one; the limit by which it drains; and the hits in it, rounded up.
     local at, whole, part, limit, used = now, 0, 0, 0, 0
-    -- A tat for which the key's expiry was set; Redis holds something else.
-    local expiry, moved
+    local expiry, moved -- a tat for which the key's expiry was set; whether Redis holds something else
     if found then
       if found.err then return nil, nil, nil, found.err end
-      if #found ~= VALUE_SIZE then return nil, nil, nil, 'ERR the key holds no token bucket' end
+      if #found ~= VALUE_SIZE then return nil, nil, nil, NO_BUCKET end
       local time, tat, stored_part, stored_limit = unpack(VALUE, found)
+      if stored_limit > LIMIT_MOST then return nil, nil, nil, NO_BUCKET end -- Not ours. Divide would never end.
       if time > now + window then
         -- Time went back by more than a window (a failover to a slower clock): it was last written at now + window.
         at, tat, moved = now + window, tat - (time - now - window), true

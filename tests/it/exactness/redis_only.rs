@@ -172,12 +172,17 @@ fn a_key_of_another_type_fails_its_own_request_and_no_other_of_the_batch() {
         assert_eq!(failed, [false, true, true, true, false], "{answers:?}");
         assert_eq!(bench.used(fine), 2, "nothing of a failed request is recorded");
         bench.server().command(&["DEL", &broken.key()]);
-        match algorithm {
-            Algorithm::SlidingWindowLog { .. } => bench.server().command(&["ZADD", &broken.key(), "1", "no entry of ours"]),
-            _ => bench.server().command(&["SET", &broken.key(), "no counter of ours"]),
+        let (key, of_a_buckets_size) = (broken.key(), "x".repeat(28));
+        let planted = match algorithm {
+            Algorithm::SlidingWindowLog { .. } => vec![vec!["ZADD", &key, "1", "no entry of ours"]],
+            Algorithm::TokenBucket { .. } => vec![vec!["SET", &key, "no bucket of ours"], vec!["SET", &key, &of_a_buckets_size]],
+            Algorithm::FixedWindow => vec![vec!["SET", &key, "no window of ours"]],
         };
-        let answer = bench.runtime.block_on(bench.store.decide(&[broken.hit()], None));
-        assert!(matches!(&answer, Err(StoreError::Reply(why)) if why.contains("the key holds no")), "{answer:?}");
+        for command in planted {
+            bench.server().command(&command);
+            let answer = bench.runtime.block_on(bench.store.decide(&[broken.hit()], None));
+            assert!(matches!(&answer, Err(StoreError::Reply(why)) if why.contains("the key holds no")), "{answer:?}");
+        }
     }
 }
 
