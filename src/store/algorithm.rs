@@ -19,7 +19,6 @@ use token_bucket::Bucket;
 /// The script that decides a batch in Redis, less its first line, which reads the time into `TIME`.
 pub(super) const SCRIPT: &str = concat!(
     "local now = TIME[1] * 1000000 + TIME[2]\n",
-    "local values_of = unpack -- of a table's; in what follows `unpack` is struct's\n",
     "local call, try, pack, unpack = redis.call, redis.pcall, struct.pack, struct.unpack\n",
     include_str!("algorithm/digits.lua"),
     include_str!("algorithm/sliding_window_log.lua"),

@@ -5,7 +5,7 @@
 --            algorithm      a byte: 1: sliding_window_log, 2: token_bucket, 3: fixed_window
 --            run            2 bytes. 1 or more: its request is plain, that is: it takes hits, and no others of the batch are on
 --                           its counters. A hit that is all of such a request stands for so many alike, on as many counters,
---                           this one and those that follow in KEYS (some 3,900 at most). 0: it is not plain
+--                           this one and those that follow in KEYS. 0: it is not plain
 --            more           a byte: 1: more hits of its plain request follow; run is 1
 --            counter        2 bytes: its place in KEYS
 --          and 7 bytes each (all times in us):
@@ -37,10 +37,10 @@
 -- An algorithm is two functions:
 --   take(key, window, limit, need, amount, pace, leave_new, others, position)
 --                              where a hit fits, and others(position), if given, says that the request's other hits did, records
---                              it, in Redis at once: the hits used then, what reset tells, and whether that made the key. Else, and
---                              where Redis has to be put right first, nil twice, and, where it is this hit's own matter, the
---                              counter's state as of now, or nil and why not. (Under a limit of -1 nothing fits.) Where it would
---                              make the key and leave_new is set: false alone, and nothing is done
+--                              it, in Redis at once: the hits used then, what reset tells, and whether that made the key. Else nil
+--                              twice, and, where it is this hit's own matter, the counter's state as of now, or nil and why not.
+--                              (So too, whatever fits, where the state is to be put right in Redis. Under a limit of -1 nothing
+--                              fits.) Where it would make the key and leave_new is set: false alone, and nothing is done
 --   on_states()                the others, in a table:
 --   held(key, window, ...)     the state, of what take has read
 --   record(state, hits, pace)  records hits, of which there are some
@@ -172,7 +172,6 @@ local function make_decide(keys, batch, reply)
       if not state and not why then
         state = states[counter]
         if not state then
-          local _
           _, _, state, why = algorithm(number).take(keys[counter], window, -1, 0, 0)
         end
       end
@@ -269,7 +268,7 @@ end
 
 local keys, batch, reply, position = KEYS, ARGV[1], {}, 1
 local take_request, decide, write -- made when first needed
-local told = { 0, 0 } -- what plain hits that fit are told, until it is said: hits used, and wait plus 1 (with room for one hit)
+local told, told_used, told_wait -- the last reply to a plain hit that fits: many are told the same
 while position <= #batch do
   local number, run, more, counter, limit, window, need, amount, pace = unpack(BASIS, batch, position)
   if run == 0 or more == 1 then
@@ -278,39 +277,38 @@ while position <= #batch do
   else
     local take = algorithm(number).take
     -- The first key that this run made, if it did, and what its hit was told: keys that are new after it become copies of it,
-    -- expiry and all, and are told the same. false: it can't be copied: Redis can't (before 6.2) or may not, or it has expired.
-    local original, original_used, original_wait
+    -- expiry and all, and are told the same. nil: none yet. false: it can't be copied: Redis can't (before 6.2) or may not, or it
+    -- has expired.
+    local original, original_told
     -- How many of the next keys are taken to be new and copied before they are read: one more for each that was new, one less for
     -- each that was not. Where clients come once, most are. Above 0 there is an original.
     local guesses = 0
-    local place, ends = counter, counter + run
-    while place < ends do
-      local count, used, wait, state, why = 0
-      repeat
-        local key = keys[place]
-        place, used = place + 1, false -- false: it is new, or taken to be
-        if guesses == 0 then used, wait, state, why = take(key, window, limit, need, amount, pace, original and true) end
-        if used == false then
-          local copied = try('COPY', original, key)
-          if copied == 1 then
-            guesses, used, wait = guesses + 1, original_used, original_wait
-          else
-            -- It is there already; or there is no original.
-            if copied == 0 and guesses > 0 then guesses = guesses - 1 else original, guesses = false, 0 end
-            used, wait, state, why = take(key, window, limit, need, amount, pace)
-          end
-        elseif state and used and original == nil then -- It says here that it made the key.
-          original, original_used, original_wait, guesses = key, used, wait, 1
+    for place = counter, counter + run - 1 do
+      local key = keys[place]
+      local used, wait, state, why = false -- false: it is new, or taken to be
+      if guesses == 0 then used, wait, state, why = take(key, window, limit, need, amount, pace, original and true) end
+      if used == false then
+        local copied = try('COPY', original, key)
+        if copied == 1 then
+          guesses = guesses + 1
+          reply[#reply + 1] = original_told
+        else
+          -- It is there already; or there is no original.
+          if copied == 0 and guesses > 0 then guesses = guesses - 1 else original, guesses = false, 0 end
+          used, wait, state, why = take(key, window, limit, need, amount, pace)
         end
-        if not used then break end
-        told[count + 1], told[count + 2] = used, wait + 1
-        count = count + 2
-      until place == ends
-      -- Said at once, which costs less. The hits used take nine bytes, of which the first two are 0: admitted, and not over.
-      if count > 0 then reply[#reply + 1] = pack(string.rep('>I9I7', count / 2), values_of(told, 1, count)) end
-      if not used then
+      end
+      if used then
+        -- Of nine bytes the first two are 0: admitted, and not over.
+        if used ~= told_used or wait ~= told_wait then
+          told, told_used, told_wait = pack('>I9I7', used, wait + 1), used, wait
+        end
+        reply[#reply + 1] = told
+        -- What is a state else says here that it made the key.
+        if state and original == nil then original, original_told, guesses = key, told, 1 end
+      elseif used == nil then
         if not decide then take_request, decide, write = make_decide(keys, batch, reply) end
-        decide(position, place - 1, state, why)
+        decide(position, place, state, why)
       end
     end
     position = position + HIT_SIZE

@@ -1,5 +1,5 @@
--- Whole numbers as commands' arguments. Of a number Redis would make it by itself, before 7.2 by way of seventeen digits of a
--- fraction, which costs as much as the command. Counters of a batch often need the same one, one after the other.
+-- The text of a whole number, for a command. Redis would make it too, before 7.2 by way of seventeen digits of a fraction, which
+-- costs as much as the command: where that is seldom, it may. Counters of a batch often need the same one, one after the other.
 local last, last_digits
 local function digits(number)
   if number ~= last then last, last_digits = number, string.format('%d', number) end

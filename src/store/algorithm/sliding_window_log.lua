@@ -9,15 +9,16 @@
 --   first   the time of the oldest entry still counted                  } which is the log's header
 -- Hits still counted: after - base of the header. Totals run modulo 2^53, the last whole number that Lua can count to.
 -- (So two of them are added as a - 2^53 + b.)
--- A hit made at `time` counts until time + window, that moment excluded.
+-- A hit made at `time` counts until time + window, that moment excluded. The key expires then, or up to a quarter of a window later.
 local function sliding_window_log()
   local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
   local NOTHING = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' -- a log that is not there, as an entry
   local functions -- on states
   local scored, score -- a time, and what it is as a score: that of most entries of a batch
 
-  -- Puts what counts into Redis: the header, that of this time.
-  --   expiry  a time for which the key's expiry was set
+  -- Puts what counts into Redis, that is, a header of this time.
+  --   stored, left  as in take
+  --   expiry        a time for which the key's expiry was set
   local function put(key, window, time, header, stored, left, expiry)
     if time ~= scored then scored, score = time, digits(-time) end
     call('ZADD', key, score, header)
@@ -118,7 +119,7 @@ local function sliding_window_log()
         if i < rank or hits < counted then
           call('ZADD', key, -other_at, pack(ENTRY, other_at, other_before, (other_after - hits) % 2^53, 0, 0))
         end
-        call('ZREM', key, entries[i]) -- after ZADD, as in write
+        call('ZREM', key, entries[i]) -- after ZADD, as in put
       end
       if hits == counted and time == log.first then log.first = (unpack(ENTRY, entries[rank - 1])) end
       if hits == counted and rank == 1 then
@@ -154,14 +155,14 @@ local function sliding_window_log()
   local function take(key, window, limit, need, amount, tick, leave_new, others, position)
     local found = try('ZRANGE', key, '0', '0') -- try: a key of another type fails its own request alone
     if found.err then return nil, nil, nil, found.err end
-    -- The header's member, as long as it says in Redis what is known here.
+    -- The header's member in Redis, which the next header replaces. nil: there is none, or it stays, as an older entry.
     local stored = found[1] or NOTHING
     if #stored ~= ENTRY_SIZE then return nil, nil, nil, 'ERR the key holds no sliding-window log' end
     local time, before, after, base, first = unpack(ENTRY, stored)
     -- The rank of the newest entry that has left, once a newer one is recorded: from the end where it is below 0, and 1 where all
     -- have left.
     local left
-    if time <= now - window or time == 0 then
+    if time <= now - window then
       left = time > 0 and 1 or nil
       time, before, after, base, first, stored = 0, 0, 0, 0, 0, nil
     elseif time > now + window then

@@ -11,7 +11,7 @@
 local function token_bucket()
   local VALUE, VALUE_SIZE = '>I7I7I7I7', 28
   local EXACT = 9007199254740992 -- 2^53, the last whole number that Lua can count to
-  local LIMIT_MOST = 10^15
+  local LIMIT_MOST = 10^15 -- as in limit.rs
   local NO_BUCKET = 'ERR the key holds no token bucket'
   local functions -- on states
 
@@ -153,7 +153,7 @@ local function token_bucket()
       if found.err then return nil, nil, nil, found.err end
       if #found ~= VALUE_SIZE then return nil, nil, nil, NO_BUCKET end
       local time, tat, stored_part, stored_limit = unpack(VALUE, found)
-      if stored_limit > LIMIT_MOST then return nil, nil, nil, NO_BUCKET end -- Not ours. Divide would never end.
+      if stored_limit > LIMIT_MOST then return nil, nil, nil, NO_BUCKET end -- Not ours, and more than divide can take.
       if time > now + window then
         -- Time went back by more than a window (a failover to a slower clock): it was last written at now + window.
         at, tat, moved = now + window, tat - (time - now - window), true
