@@ -78,15 +78,16 @@ fn main() {
     let unknown = args.iter().find(|asked| !parts.iter().any(|(name, _)| name == *asked));
     assert!(unknown.is_none(), "{unknown:?} is no part");
     assert!(thread::available_parallelism().unwrap().get() >= 2, "the server and the load need a core each");
-    let can_run = |part: &str| match part {
-        "peer" => peer::command().is_some(),
-        "prototype" => prototype::path().is_some(),
-        _ => true,
+    let missing = |part: &str| match part {
+        "peer" if peer::command().is_none() => Some("PEER, the command of another server: benches/server/peer.rs"),
+        "prototype" if prototype::path().is_none() => Some("PROTOTYPE, the path of another script: benches/server/prototype.rs"),
+        _ => None,
     };
-    let asked = |part: &str| args.contains(&part) || args.is_empty() && can_run(part);
     for (name, part) in parts {
-        if asked(name) {
-            part();
+        match missing(name) {
+            Some(what) if args.is_empty() => println!("\nnot measured: {name}, which needs {what}"),
+            _ if args.is_empty() || args.contains(&name) => part(),
+            _ => {}
         }
     }
 }
@@ -107,7 +108,8 @@ impl Figures {
 
     fn median(&self) -> f64 {
         let sorted = self.sorted();
-        sorted[sorted.len() / 2]
+        let middle = sorted.len() / 2;
+        f64::midpoint(sorted[middle], sorted[(sorted.len() - 1) / 2])
     }
 
     fn spread(&self) -> String {
@@ -128,15 +130,22 @@ fn server(rules: &str, more: &[&str]) -> Ratelimitd {
     server
 }
 
-/// Rounds of the yardstick and a server of ours, one after the other, each with the same load. `between` is called before
-/// each of ours.
+/// Rounds of the yardstick and a server of ours, one after the other and the next time the other way round, each with the
+/// same load. `between` is called before each of ours.
 fn rounds(load: &Load, rules: &str, more: &[&str], between: impl Fn()) -> Vec<(Seen, Seen)> {
     let (yardstick, ours) = (Yardstick::start(), server(rules, more));
     pin(yardstick.pid(), SERVER_CORE);
-    let round = |_| {
-        let bare = load.run(yardstick.address, yardstick.pid());
+    let bare = || load.run(yardstick.address, yardstick.pid());
+    let its = || {
         between();
-        (bare, load.run(ours.grpc(), ours.pid()))
+        load.run(ours.grpc(), ours.pid())
+    };
+    let round = |number: u32| {
+        if number.is_multiple_of(2) {
+            return (bare(), its());
+        }
+        let ours = its();
+        (bare(), ours)
     };
     (0..number("ROUNDS", 10)).map(round).collect()
 }
@@ -181,7 +190,8 @@ fn with_redis() {
     let url = redis.url();
     let more = [&["--redis-url", url.as_str()][..], &PATIENT].concat();
     cpu_head("Redis");
-    let (mut its_own, mut alone) = (Vec::new(), Vec::new());
+    let (mut its_own, mut alone) = (Vec::new(), None);
+    let call = Call::of(&server(&rules, &more), &redis);
     // What it costs Redis to forget is no part of a decision.
     let forgetting = Cell::new(0.0);
     let forget = || {
@@ -189,29 +199,31 @@ fn with_redis() {
         redis.command(&["FLUSHALL"]);
         forgetting.set(forgetting.get() + redis.cpu() - before);
     };
-    for (in_flight, aim) in [(1, "-"), (16, "-"), (64, "0.9"), (512, "1")] {
+    for (in_flight, aim, aim_of_redis) in [(1, "-", "-"), (16, "-", "-"), (64, "0.9", "10"), (512, "1", "8")] {
         let before = (redis.script_calls().0, redis.cpu() - forgetting.get());
         let rounds = rounds(&Load::in_flight(in_flight), &rules, &more, forget);
         let (calls, cpu) = (redis.script_calls().0 - before.0, redis.cpu() - forgetting.get() - before.1);
         cpu_row(&format!("{in_flight} in flight"), &rounds, aim);
         let decisions: f64 = rounds.iter().map(|(_, ours)| ours.with_warm_up).sum();
-        its_own.push((in_flight, 1e6 * cpu / decisions, decisions / calls as f64));
+        its_own.push((in_flight, 1e6 * cpu / decisions, aim_of_redis, decisions / calls as f64));
+        // At once, for a machine changes: the round trips that the aim is made of.
         if in_flight == 1 {
-            alone = rounds;
+            let trips = [(); 5].map(|()| (redis_benchmark::empty_round_trip(&redis), call.round_trip(&redis)));
+            let median = |of: fn(&(f64, f64)) -> f64| Figures(trips.iter().map(of).collect()).median();
+            alone = Some((rounds, median(|trip| trip.0), median(|trip| trip.1)));
         }
     }
     println!(
-        "\n| Redis itself: CPU, us a decision | asked by ratelimitd | decisions in a call | by redis-benchmark, pipelined on one connection | at its best |"
+        "\n| Redis itself: CPU, us a decision | asked by ratelimitd | aim | decisions in a call | by redis-benchmark, pipelined on one connection | at its best |"
     );
-    println!("|---|---|---|---|---|");
-    let call = Call::of(&server(&rules, &more), &redis);
-    for (in_flight, cpu, batch) in its_own {
+    println!("|---|---|---|---|---|---|");
+    for (in_flight, cpu, aim, batch) in its_own {
         let pipelined = call.cpu(&redis, 1, in_flight);
         let others = [in_flight, in_flight.div_ceil(8)].map(|connections| call.cpu(&redis, connections, in_flight / connections));
         let best = others.into_iter().fold(pipelined, f64::min);
-        println!("| {in_flight} in flight | {cpu:.1} | {batch:.0} | {pipelined:.1} | {best:.1} |");
+        println!("| {in_flight} in flight | {cpu:.1} | {aim} | {batch:.0} | {pipelined:.1} | {best:.1} |");
     }
-    let (empty, same) = (redis_benchmark::empty_round_trip(&redis), call.round_trip(&redis));
+    let Some((alone, empty, same)) = alone else { return };
     let (bare, ours) = (Figures::of(&alone, |bare, _| bare.p50), Figures::of(&alone, |_, ours| ours.p50));
     println!(
         "\n| Redis, 1 in flight: p50, us | yardstick | redis-benchmark's EVALSHA, an empty script | this script | ratelimitd | at most, yardstick + 1.3 EVALSHA |"
@@ -247,14 +259,14 @@ fn beside_a_peer() {
         };
         let rounds: Vec<_> = (0..number("ROUNDS", 10)).map(|_| [theirs(), ours(&log), ours(&fixed)]).collect();
         println!(
-            "\n| Redis, {in_flight} in flight: CPU, us a request | the peer | ratelimitd by a log | beside it | by fixed windows | beside it |"
+            "\n| Redis, {in_flight} in flight: CPU, us a request | the peer | ratelimitd by a log | beside it | by fixed windows | beside it | at most |"
         );
-        println!("|---|---|---|---|---|---|");
-        for (what, name) in ["the server", "Redis"].iter().enumerate() {
+        println!("|---|---|---|---|---|---|---|");
+        for (what, (name, aim)) in [("the server", 0.125), ("Redis", 0.4)].iter().enumerate() {
             let figures = |of: &dyn Fn(&[[f64; 2]; 3]) -> f64| Figures(rounds.iter().map(of).collect());
             let cpu = |whose: usize| figures(&|round| round[whose][what]).median();
             let beside = |whose: usize| figures(&|round| round[whose][what] / round[0][what]).spread();
-            println!("| {name} | {:.1} | {:.1} | {} | {:.1} | {} |", cpu(0), cpu(1), beside(1), cpu(2), beside(2));
+            println!("| {name} | {:.1} | {:.1} | {} | {:.1} | {} | {aim} |", cpu(0), cpu(1), beside(1), cpu(2), beside(2));
         }
     }
 }
@@ -295,12 +307,14 @@ fn flood() {
         });
         cpu_row(what, &rounds, aim);
         let sum = |figure: fn(&Seen) -> f64| rounds.iter().map(|(_, ours)| figure(ours)).sum::<f64>();
-        let (over, decisions) = (sum(|seen| seen.over_limit) / sum(|seen| seen.requests), sum(|seen| seen.with_warm_up));
-        calls.push((what, 100.0 * over, 100.0 * (redis.script_calls().0 - before) as f64 / decisions));
+        let over = sum(|seen| seen.over_limit) / sum(|seen| seen.requests);
+        let of_each = sum(|seen| seen.per_second) * over / rounds.len() as f64 / f64::from(clients);
+        calls.push((what, 100.0 * over, of_each, 100.0 * (redis.script_calls().0 - before) as f64 / sum(|seen| seen.with_warm_up)));
     }
-    println!("\n| | of them denied | calls of Redis for 100 decisions, warm-up and all |\n|---|---|---|");
-    for (what, over, calls) in calls {
-        println!("| {what} | {over:.1} % | {calls:.2} |");
+    println!("\n| | of them denied | denials of a client a second | calls of Redis for 100 decisions, warm-up and all | at most |");
+    println!("|---|---|---|---|---|");
+    for ((what, over, of_each, calls), aim) in calls.into_iter().zip(["1", "-"]) {
+        println!("| {what} | {over:.1} % | {of_each:.0} | {calls:.2} | {aim} |");
     }
 }
 
@@ -316,40 +330,26 @@ fn weigh() {
     }
 }
 
-/// The slowest calls: quiet; with a reload and a scrape of the metrics each second; with so many clients that each has left
-/// before it comes again, all of whom the sweeps remove; and with a store that is full, so that most calls let a counter go.
+/// The slowest calls: quiet; with a reload and a scrape of the metrics each second; the same with so many clients that each has
+/// left before it comes again, all of whom the sweeps remove; and with a store that is full, so that most calls let a counter go.
 fn tail() {
+    let seconds = number("TAIL_SECONDS", 20);
+    let load = Load { seconds: seconds.into(), ..Load::in_flight(64) };
     let path = rules_file(RULES);
-    let server = server(&path, &[]);
-    let load = Load { seconds: number("TAIL_SECONDS", 20).into(), ..Load::in_flight(64) };
-    let quiet = load.run(server.grpc(), server.pid());
-    let over = AtomicBool::new(false);
-    let busy = thread::scope(|scope| {
-        scope.spawn(|| {
-            for number in 0.. {
-                thread::sleep(Duration::from_secs(1));
-                if over.load(Ordering::Relaxed) {
-                    break;
-                }
-                fs::write(&path, format!("{RULES}- {{key: round-{number}, rate_limit: {{limit: 1, window: 1m}}}}\n")).unwrap();
-                assert_eq!(support::http::get(server.metrics(), "/metrics", &[]).status, 200);
-            }
-        });
-        let busy = load.run(server.grpc(), server.pid());
-        over.store(true, Ordering::Relaxed);
-        busy
-    });
-    let loads = server.logs("rules loaded");
-    drop(server);
-    let load = Load { clients: 2_000_000, seconds: 20.0, ..load };
-    let passing = self::server(&rules_file(PASSING_RULES), &[]);
-    let passed = load.run(passing.grpc(), passing.pid());
+    let stays = server(&path, &[]);
+    let quiet = load.run(stays.grpc(), stays.pid());
+    let busy = while_busy(&stays, &path, RULES, &load);
+    drop(stays);
+    let load = Load { clients: 2_000_000, ..load };
+    let path = rules_file(PASSING_RULES);
+    let passing = server(&path, &[]);
+    let passed = while_busy(&passing, &path, PASSING_RULES, &load);
     drop(passing);
-    let small = self::server(&rules_file(RULES), &["--max-counters", "200000"]);
+    let small = server(&rules_file(RULES), &["--max-counters", "200000"]);
     let full = load.run(small.grpc(), small.pid());
     let evictions = small.metric("ratelimit_store_evictions{store=\"memory\"}") as f64;
     println!(
-        "\n| in memory, 64 in flight: latency, us | quiet | a reload and a scrape each second | ratio | clients that pass | ratio | a full store | ratio | at most |"
+        "\n| in memory, 64 in flight: latency, us | quiet | a reload and a scrape each second | ratio | and clients that pass | ratio | a full store | ratio | at most |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let row = |name: &str, of: fn(&Seen) -> f64, aim: &str| {
@@ -359,10 +359,30 @@ fn tail() {
     row("p50", |seen| seen.p50, "");
     row("p99", |seen| seen.p99, "");
     row("p99.9", |seen| seen.p999, "2");
-    println!("of the calls to the full store {:.0} % let a counter go", 100.0 * evictions / full.with_warm_up);
-    let seconds = number("TAIL_SECONDS", 20);
-    println!("{loads} loads of the rules in {seconds} s");
-    assert!(f64::from(loads as u32) > f64::from(seconds) * 0.8, "the rules were not read each second");
+    println!("of the calls to the full store {:.0} % let a counter go; {seconds} s each", 100.0 * evictions / full.with_warm_up);
+}
+
+/// A load while the rules of a file are read anew, and all metrics scraped, each second.
+fn while_busy(server: &Ratelimitd, path: &str, rules: &str, load: &Load) -> Seen {
+    let over = AtomicBool::new(false);
+    let seen = thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0.. {
+                thread::sleep(Duration::from_secs(1));
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                fs::write(path, format!("{rules}- {{key: round-{number}, rate_limit: {{limit: 1, window: 1m}}}}\n")).unwrap();
+                assert_eq!(support::http::get(server.metrics(), "/metrics", &[]).status, 200);
+            }
+        });
+        let seen = load.run(server.grpc(), server.pid());
+        over.store(true, Ordering::Relaxed);
+        seen
+    });
+    let loads = server.logs("rules loaded");
+    assert!(loads as f64 > load.seconds * 0.8, "the rules were read {loads} times, not each second");
+    seen
 }
 
 /// What is left of a million clients that come once, in Redis and in the server.
