@@ -54,23 +54,22 @@ fn metric(server: &Ratelimitd, series: &str) -> u64 {
 }
 
 /// Asks a server without end, for one client, and remembers what passed. A server that dies or is stopped is asked on.
-fn ask_on(server: &Ratelimitd, key: &'static str, over: &Arc<AtomicBool>) -> thread::JoinHandle<(Vec<Passed>, usize)> {
+fn ask_on(server: &Ratelimitd, key: &'static str, over: &Arc<AtomicBool>) -> thread::JoinHandle<Vec<Passed>> {
     let (address, over) = (server.grpc(), Arc::clone(over));
     thread::spawn(move || {
-        let (client, mut passed, mut calls) = (Client::connect(address), Vec::new(), 0);
+        let (client, mut passed) = (Client::connect(address), Vec::new());
         while !over.load(Ordering::SeqCst) {
             let asked = Instant::now();
             let Ok(answer) = client.try_ask(request("d", vec![descriptor(&[(key, "one")])])) else {
                 thread::sleep(Duration::from_millis(5));
                 continue;
             };
-            calls += 1;
             if answer.overall_code == 1 {
                 passed.push(Passed { asked, answered: Instant::now() });
             }
             thread::sleep(Duration::from_micros(500));
         }
-        (passed, calls)
+        passed
     })
 }
 
@@ -93,23 +92,29 @@ fn most_in_a_window(passed: &[Passed]) -> usize {
 }
 
 #[test]
-fn two_servers_with_leases_never_exceed_the_limit_and_seldom_ask() {
+fn two_servers_with_leases_never_exceed_the_limit() {
     let redis = RedisServer::start();
     let servers = [start(&redis, &[]), start(&redis, &[])];
     let over = Arc::new(AtomicBool::new(false));
     let asking: Vec<_> = (0..4).map(|number| ask_on(&servers[number % 2], "log", &over)).collect();
     thread::sleep(WINDOW * 2 + WINDOW / 4);
     over.store(true, Ordering::SeqCst);
-    let seen: Vec<_> = asking.into_iter().map(|asking| asking.join().unwrap()).collect();
-    let (passed, calls) =
-        (seen.iter().flat_map(|(passed, _)| passed).copied().collect::<Vec<_>>(), seen.iter().map(|(_, calls)| calls).sum::<usize>());
+    let passed: Vec<_> = asking.into_iter().flat_map(|asking| asking.join().unwrap()).collect();
     let most = most_in_a_window(&passed);
     assert!(most <= LIMIT, "{most} in a window");
     assert!(passed.len() > LIMIT * 3 / 2, "{} passed in two windows", passed.len());
-    let sum = |series: &str| servers.iter().map(|server| metric(server, series)).sum::<u64>();
-    let asked = sum("ratelimit_store_calls") + sum("ratelimit_store_lease_fetches");
-    assert!(asked * 5 < calls as u64, "{asked} calls of Redis for {calls} decisions");
-    assert!(sum("ratelimit_store_lease_answers") > 0);
+    assert!(servers.iter().all(|server| metric(server, "ratelimit_store_lease_answers") > 0));
+}
+
+/// In a window whose ticks are longer than the test, so that no lease ends before it is spent, however busy the machine.
+#[test]
+fn a_server_with_a_lease_seldom_asks() {
+    let redis = RedisServer::start();
+    let server = start(&redis, &[]);
+    let client = Client::connect(server.grpc());
+    assert!((0..LIMIT / 2).all(|_| client.admits(request("d", vec![descriptor(&[("slow", "x")])]))));
+    let asked = metric(&server, "ratelimit_store_calls") + metric(&server, "ratelimit_store_lease_fetches");
+    assert!(asked * 5 < LIMIT as u64 / 2, "{asked} calls of Redis for {} decisions", LIMIT / 2);
 }
 
 #[test]
@@ -134,7 +139,7 @@ fn servers_that_stop_die_and_drift_never_let_too_much_through() {
         servers[0].signal("CONT");
         thread::sleep(WINDOW / 2);
         over.store(true, Ordering::SeqCst);
-        let passed: Vec<_> = asking.into_iter().flat_map(|asking| asking.join().unwrap().0).collect();
+        let passed: Vec<_> = asking.into_iter().flat_map(|asking| asking.join().unwrap()).collect();
         assert!(passed.len() > LIMIT, "{key}: {} passed", passed.len());
         if key == "log" {
             let most = most_in_a_window(&passed);
