@@ -9,7 +9,8 @@
 --   first   the time of the oldest entry still counted                  } which is the log's header
 -- Hits still counted: after - base of the header. Totals run modulo 2^53, the last whole number that Lua can count to.
 -- (So two of them are added as a - 2^53 + b.)
--- A hit made at `time` counts until time + window, that moment excluded. The key expires then, or up to a quarter of a window later.
+-- A hit made at `time` counts until time + window, that moment excluded. The key expires when the newest has left, or up to a
+-- quarter of a window later.
 local function sliding_window_log()
   local ENTRY, ENTRY_SIZE = '>I7I7I7I7I7', 35
   local NOTHING = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' -- a log that is not there, as an entry
