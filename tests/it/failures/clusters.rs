@@ -221,7 +221,7 @@ fn ten_failovers_and_moved_slots_leave_no_threads_no_files_and_no_memory_behind(
     (0..3).for_each(&mut change);
     let held = Held::by(&server);
     (3..13).for_each(change);
-    traffic.end("ten failovers");
+    traffic.end_after(13, "thirteen failovers");
     held.check(&server);
 }
 
