@@ -8,7 +8,7 @@ mod paths;
 mod two_redis;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ const MOST_CALLS_MAX: Duration = Duration::from_millis(300 + 5);
 /// No call takes longer, whatever happens: the deadline, and for the machine's sake something more.
 const CALL_MAX: Duration = Duration::from_millis(300 + 500);
 
-/// Fewer are no steady traffic: on however busy a machine, it goes on until there have been as many.
+/// Fewer calls are no steady traffic.
 const CALLS_MIN: usize = 20;
 
 /// Redis is used again within so long of being back (the server itself takes no more than 0.7 s; the rest as above).
@@ -57,6 +57,7 @@ fn start_by(rules: &str, args: &[&str]) -> Ratelimitd {
 /// Asks without end, some 200 times a second, for clients of its own.
 struct Traffic {
     over: Arc<AtomicBool>,
+    calls: Arc<AtomicUsize>,
     asking: JoinHandle<Seen>,
 }
 
@@ -72,16 +73,17 @@ struct Seen {
 
 impl Traffic {
     fn on(server: &Ratelimitd) -> Self {
-        let (over, address) = (Arc::new(AtomicBool::new(false)), server.grpc());
-        let ended = Arc::clone(&over);
+        let (over, calls, address) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), server.grpc());
+        let (ended, counted) = (Arc::clone(&over), Arc::clone(&calls));
         let asking = thread::spawn(move || {
             let (client, mut seen) = (Client::connect(address), Seen::default());
-            while !ended.load(Ordering::SeqCst) || seen.calls < CALLS_MIN {
+            while !ended.load(Ordering::SeqCst) {
                 let asked = Instant::now();
                 let number = (seen.calls % 20).to_string();
                 let answer = client.try_ask(request("d", vec![descriptor(&[("steady", &number)])]));
                 let took = asked.elapsed();
                 seen.calls += 1;
+                counted.store(seen.calls, Ordering::SeqCst);
                 seen.slowest = seen.slowest.max(took);
                 seen.slow += usize::from(took > MOST_CALLS_MAX);
                 match answer {
@@ -92,7 +94,14 @@ impl Traffic {
             }
             seen
         });
-        Self { over, asking }
+        Self { over, calls, asking }
+    }
+
+    /// Waits until there have been so many calls that it is steady, which on a busy machine takes a while.
+    fn wait_until_steady(&self) {
+        while self.calls.load(Ordering::SeqCst) < CALLS_MIN && !self.asking.is_finished() {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Ends it, after one outage. No call has failed, and none took too long.
@@ -113,6 +122,7 @@ impl Traffic {
             seen.slow,
             seen.calls
         );
+        assert!(seen.calls >= CALLS_MIN, "{what}: {} calls are no steady traffic", seen.calls);
         seen
     }
 }

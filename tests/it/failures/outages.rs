@@ -169,7 +169,7 @@ fn away_when_the_server_starts() {
     redis.kill();
     let server = start(&["--redis-url", &redis.url()]);
     let traffic = Traffic::on(&server);
-    thread::sleep(Duration::from_millis(300));
+    traffic.wait_until_steady();
     assert!(by_policy(&server) > 0);
     redis.restart();
     wait_until_redis_answers(&server, "a late Redis");
