@@ -140,14 +140,17 @@ fn rounds(load: &Load, rules: &str, more: &[&str], between: impl Fn()) -> Vec<(S
         between();
         load.run(ours.grpc(), ours.pid())
     };
-    let round = |number: u32| {
-        if number.is_multiple_of(2) {
-            return (bare(), its());
-        }
-        let ours = its();
-        (bare(), ours)
-    };
+    let round = |number| in_turn(number, bare, its);
     (0..number("ROUNDS", 10)).map(round).collect()
+}
+
+/// Both of a round, now the one first and the next time the other.
+fn in_turn<A, B>(number: u32, one: impl Fn() -> A, other: impl Fn() -> B) -> (A, B) {
+    if number.is_multiple_of(2) {
+        return (one(), other());
+    }
+    let other = other();
+    (one(), other)
 }
 
 fn cpu_row(what: &str, rounds: &[(Seen, Seen)], aim: impl std::fmt::Display) {
@@ -233,12 +236,17 @@ fn with_redis() {
     println!("| | {bare:.0} | {empty:.0} | {same:.0} | {:.0} | {:.0} or {:.0} |", ours.median(), bare + 1.3 * empty, bare + 1.3 * same);
 }
 
-/// Another server, and `ratelimitd` by a log and by fixed windows, in turn on one Redis.
+/// Another server, and `ratelimitd` by a log and by fixed windows, in turn: on one Redis, or in memory where the other one's
+/// command names no Redis.
 fn beside_a_peer() {
     let Some(command) = peer::command() else { panic!("PEER is the command that runs the other server: see benches/server/peer.rs") };
     let redis = redis_on_its_core();
     let url = redis.url();
-    let more = [&["--redis-url", url.as_str()][..], &PATIENT].concat();
+    let (counted_in, more, aims) = if peer::asks_redis(&command) {
+        ("Redis", [&["--redis-url", url.as_str()][..], &PATIENT].concat(), &[("the server", "0.125"), ("Redis", "0.4")][..])
+    } else {
+        ("in memory", Vec::new(), &[("the server", "-")][..])
+    };
     let (log, fixed) = (rules_file(RULES), rules_file(&RULES.replacen("domain: api", "domain: api\nalgorithm: fixed_window", 1)));
     for in_flight in [64, 512] {
         let load = Load::in_flight(in_flight);
@@ -257,12 +265,16 @@ fn beside_a_peer() {
             let server = server(rules, &more);
             measured(server.grpc(), server.pid())
         };
-        let rounds: Vec<_> = (0..number("ROUNDS", 10)).map(|_| [theirs(), ours(&log), ours(&fixed)]).collect();
+        let round = |number| {
+            let (theirs, [by_log, by_windows]) = in_turn(number, theirs, || [&*log, &*fixed].map(ours));
+            [theirs, by_log, by_windows]
+        };
+        let rounds: Vec<_> = (0..number("ROUNDS", 10)).map(round).collect();
         println!(
-            "\n| Redis, {in_flight} in flight: CPU, us a request | the peer | ratelimitd by a log | beside it | by fixed windows | beside it | at most |"
+            "\n| {counted_in}, {in_flight} in flight: CPU, us a request | the peer | ratelimitd by a log | beside it | by fixed windows | beside it | at most, of envoyproxy/ratelimit's |"
         );
         println!("|---|---|---|---|---|---|---|");
-        for (what, (name, aim)) in [("the server", 0.125), ("Redis", 0.4)].iter().enumerate() {
+        for (what, (name, aim)) in aims.iter().enumerate() {
             let figures = |of: &dyn Fn(&[[f64; 2]; 3]) -> f64| Figures(rounds.iter().map(of).collect());
             let cpu = |whose: usize| figures(&|round| round[whose][what]).median();
             let beside = |whose: usize| figures(&|round| round[whose][what] / round[0][what]).spread();
@@ -277,14 +289,14 @@ fn beside_the_prototype() {
     let redis = redis_on_its_core();
     let url = redis.url();
     let ours = Script::of(&server(&rules_file(RULES), &[&["--redis-url", url.as_str()][..], &PATIENT].concat()), &redis);
-    let scripts = [Script::prototype(&path, &redis), ours];
+    let prototype = Script::prototype(&path, &redis);
     println!("\n| Redis: CPU, us a decision | the prototype's script | ours | ratio | at most |\n|---|---|---|---|---|");
     for hits in [32, 176] {
-        let round = |_| [0, 1].map(|which: usize| scripts[which].cpu(&redis, 50_000 / hits, hits));
-        let rounds: Vec<[f64; 2]> = (0..number("ROUNDS", 10)).map(round).collect();
-        let figures = |of: fn(&[f64; 2]) -> f64| Figures(rounds.iter().map(of).collect());
-        let (theirs, ours) = (figures(|round| round[0]).median(), figures(|round| round[1]).median());
-        println!("| {hits} hits a call | {theirs:.1} | {ours:.1} | {} | 1.15 |", figures(|round| round[1] / round[0]).spread());
+        let cpu = |script: &Script| script.cpu(&redis, 50_000 / hits, hits);
+        let rounds: Vec<(f64, f64)> = (0..number("ROUNDS", 10)).map(|number| in_turn(number, || cpu(&prototype), || cpu(&ours))).collect();
+        let figures = |of: fn(&(f64, f64)) -> f64| Figures(rounds.iter().map(of).collect());
+        let (theirs, ours) = (figures(|round| round.0).median(), figures(|round| round.1).median());
+        println!("| {hits} hits a call | {theirs:.1} | {ours:.1} | {} | 1.15 |", figures(|round| round.1 / round.0).spread());
     }
 }
 

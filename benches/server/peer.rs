@@ -1,12 +1,19 @@
 //! Another server of Envoy's protocol, which is none of this repository's: `PEER` is the command that runs it, one program with
-//! its arguments. In it `{grpc}` stands for the port to serve on, and `{redis}` for Redis's. It has to count the domain `api` by
-//! `client`, 100 a minute, and its ways of counting are its own affair. envoyproxy/ratelimit, whose rules file is
-//! DIR/ratelimit/config/rules.yaml:
+//! its arguments. In it `{grpc}` stands for the port to serve on, and `{redis}` for Redis's; where it names no Redis, ours
+//! counts in memory as well. It has to count the domain `api` by `client`, 100 a minute, and its ways of counting are its own
+//! affair. envoyproxy/ratelimit, whose rules file is DIR/ratelimit/config/rules.yaml:
 //!
 //! ```text
 //! PEER='env RUNTIME_ROOT=DIR RUNTIME_SUBDIRECTORY=ratelimit RUNTIME_WATCH_ROOT=false GRPC_PORT={grpc} PORT=0 DEBUG_PORT=0
 //!     REDIS_SOCKET_TYPE=tcp REDIS_URL=127.0.0.1:{redis} USE_STATSD=false USE_PROMETHEUS=true PROMETHEUS_ADDR=127.0.0.1:0
 //!     LOG_LEVEL=error GOMAXPROCS=1 PATH_OF/ratelimit'
+//! ```
+//!
+//! limitador, whose limits file has the namespace `api` and the variable `descriptors[0]['client']`:
+//!
+//! ```text
+//! PEER='PATH_OF/limitador-server --rls-ip 127.0.0.1 --rls-port {grpc} --http-ip 127.0.0.1 --http-port 0 LIMITS.yaml memory'
+//! PEER='[...] LIMITS.yaml redis redis://127.0.0.1:{redis}'
 //! ```
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -29,6 +36,11 @@ const START_MAX: Duration = Duration::from_secs(20);
 /// The command that runs it, if there is one to be measured.
 pub fn command() -> Option<String> {
     std::env::var("PEER").ok()
+}
+
+/// Whether it counts in Redis.
+pub fn asks_redis(command: &str) -> bool {
+    command.contains("{redis}")
 }
 
 impl Peer {

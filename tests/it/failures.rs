@@ -99,7 +99,9 @@ impl Traffic {
 
     /// Waits until there have been so many calls that it is steady, which on a busy machine takes a while.
     fn wait_until_steady(&self) {
+        let deadline = Instant::now() + CALL_MAX * u32::try_from(CALLS_MIN).unwrap();
         while self.calls.load(Ordering::SeqCst) < CALLS_MIN && !self.asking.is_finished() {
+            assert!(Instant::now() < deadline, "a call has no answer");
             thread::sleep(Duration::from_millis(5));
         }
     }

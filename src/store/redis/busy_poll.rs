@@ -16,7 +16,7 @@ pub(super) struct BusyPoll {
     took: Duration,
 }
 
-/// By how much an answer that is slept for takes longer, at least: 70 to 80 us of the p50 where it was measured (docs/performance.md).
+/// By how much an answer that is slept for takes longer, at least: 70 to 80 us of the p50 where it was measured.
 const WAKING: Duration = Duration::from_micros(50);
 
 impl BusyPoll {

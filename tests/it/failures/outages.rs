@@ -14,7 +14,7 @@ fn survive(what: &str, lasting: Duration, remembers: bool, outage: impl FnOnce(&
     let server = start(&["--redis-url", &redis.url()]);
     assert_eq!(admitted(&server, "before", 10), 10, "{what}");
     let traffic = Traffic::on(&server);
-    thread::sleep(Duration::from_millis(200));
+    traffic.wait_until_steady();
     outage(&mut redis);
     thread::sleep(lasting);
     mend(&mut redis);
@@ -98,6 +98,7 @@ fn its_connections_killed_at_random() {
     let redis = RedisServer::start();
     let server = start(&["--redis-url", &redis.url()]);
     let traffic = Traffic::on(&server);
+    traffic.wait_until_steady();
     for pause in [7, 31, 3, 60, 19, 45, 11, 80, 5, 27] {
         redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
         thread::sleep(Duration::from_millis(pause));
@@ -213,7 +214,7 @@ fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     let keys: String = redis::from_redis_value(watched.primary.command(&["INFO", "keyspace"])).unwrap();
     assert!(keys.contains("db2:") && !keys.contains("db0:"), "in the database that was named: {keys}");
     let traffic = Traffic::on(&server);
-    thread::sleep(Duration::from_millis(200));
+    traffic.wait_until_steady();
     let before = by_policy(&server);
     watched.primary.kill();
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -15,7 +15,7 @@ fn survive(what: &str, outage: impl FnOnce(&Proxy), mend: impl FnOnce(&Proxy)) {
     let server = start(&["--redis-url", &proxy.url()]);
     assert_eq!(admitted(&server, "before", 10), 10, "{what}");
     let traffic = Traffic::on(&server);
-    thread::sleep(Duration::from_millis(200));
+    traffic.wait_until_steady();
     outage(&proxy);
     thread::sleep(Duration::from_secs(1));
     mend(&proxy);
