@@ -14,7 +14,6 @@ fn survive(what: &str, lasting: Duration, remembers: bool, outage: impl FnOnce(&
     let server = start(&["--redis-url", &redis.url()]);
     assert_eq!(admitted(&server, "before", 10), 10, "{what}");
     let traffic = Traffic::on(&server);
-    traffic.wait_until_steady();
     outage(&mut redis);
     thread::sleep(lasting);
     mend(&mut redis);
@@ -98,7 +97,6 @@ fn its_connections_killed_at_random() {
     let redis = RedisServer::start();
     let server = start(&["--redis-url", &redis.url()]);
     let traffic = Traffic::on(&server);
-    traffic.wait_until_steady();
     for pause in [7, 31, 3, 60, 19, 45, 11, 80, 5, 27] {
         redis.command(&["CLIENT", "KILL", "TYPE", "normal"]);
         thread::sleep(Duration::from_millis(pause));
@@ -170,7 +168,6 @@ fn away_when_the_server_starts() {
     redis.kill();
     let server = start(&["--redis-url", &redis.url()]);
     let traffic = Traffic::on(&server);
-    traffic.wait_until_steady();
     assert!(by_policy(&server) > 0);
     redis.restart();
     wait_until_redis_answers(&server, "a late Redis");
@@ -214,7 +211,6 @@ fn a_sentinel_failover_moves_the_server_to_the_new_primary() {
     let keys: String = redis::from_redis_value(watched.primary.command(&["INFO", "keyspace"])).unwrap();
     assert!(keys.contains("db2:") && !keys.contains("db0:"), "in the database that was named: {keys}");
     let traffic = Traffic::on(&server);
-    traffic.wait_until_steady();
     let before = by_policy(&server);
     watched.primary.kill();
     let deadline = Instant::now() + Duration::from_secs(20);
